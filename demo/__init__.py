@@ -1,0 +1,1 @@
+"""The demonstration: a synthetic corpus and the web page."""

@@ -1,0 +1,1 @@
+"""Export of a trained run into a bundle, and its verification."""

@@ -1,0 +1,169 @@
+"""From a sample number to a batch: a step is a pure function of its batch.
+
+B batch, W window (samples predicted), U units, RF receptive field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vconv.audio import MuLaw, decoder_codes
+from vconv.config import AudioConfig
+from vconv.geometry import Geometry, Plan
+
+from .corpus import Corpus
+from .noise import jitter_sources
+from .windows import WindowPlan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """wav [B, T] for the encoder; codes [B, RF + W], of which all but the last are the WaveNet's
+    inputs and the last W its targets; speakers [B]; jitter [B, U] (source of each unit)."""
+
+    wav: Tensor
+    codes: Tensor
+    speakers: Tensor
+    jitter: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+        return Batch(
+            *(
+                tensor.pin_memory().to(device, non_blocking=True)
+                for tensor in (self.wav, self.codes, self.speakers, self.jitter)
+            )
+        )
+
+
+class Excerpts:
+    """Cuts windows with all their context out of a corpus."""
+
+    def __init__(self, corpus: Corpus, audio: AudioConfig, geometry: Geometry, window: int) -> None:
+        self.corpus = corpus
+        self.audio = audio
+        self.window = window
+        self.receptive_field = geometry.receptive_field
+        self.plan: Plan = geometry.plan(window, lead=geometry.lead_samples)
+        self.mulaw = MuLaw(audio.levels)
+
+    @property
+    def steps(self) -> slice:
+        """The conditioning steps in use, among those made of an excerpt's units."""
+        return slice(self.plan.skip, self.plan.skip + self.plan.steps)
+
+    @property
+    def left(self) -> int:
+        """Samples of context an excerpt needs before its first predicted sample."""
+        return self.plan.left
+
+    @property
+    def right(self) -> int:
+        """Samples of context it needs after the last."""
+        return self.plan.right - self.window
+
+    def cut(self, where: Sequence[tuple[int, int]], jitter: NDArray[np.int64] | None) -> Batch:
+        """A batch of windows given as (utterance, first predicted sample)."""
+        length = self.plan.wav_length
+        wav = np.stack([self.corpus.excerpt(u, s - self.left, length) for u, s in where])
+        # One sample more at the left: pre-emphasis looks at the sample before.
+        first = self.left - self.receptive_field
+        signal = wav[:, first - 1 : self.left + self.window]
+        codes = np.stack(
+            [
+                decoder_codes(
+                    row,
+                    mulaw=self.mulaw,
+                    preemphasis=self.audio.preemphasis,
+                    gain=self.audio.gain,
+                )[1:]
+                for row in signal
+            ]
+        )
+        speakers = self.corpus.utterances.speaker[[u for u, _ in where]]
+        if jitter is None:
+            jitter = np.broadcast_to(np.arange(self.plan.units), (len(where), self.plan.units))
+        return Batch(
+            torch.from_numpy(wav),
+            torch.from_numpy(codes.astype(np.int64)),
+            torch.from_numpy(speakers.astype(np.int64)),
+            torch.from_numpy(jitter.astype(np.int64)),
+        )
+
+
+class TrainingBatches:
+    """Batch number ``step``: samples step * batch ... of the endless keyed order of windows."""
+
+    def __init__(
+        self,
+        excerpts: Excerpts,
+        *,
+        batch: int,
+        seed: int,
+        jitter: float,
+        buffer_mb: float | None,
+        buffer_fraction: float,
+    ) -> None:
+        self.excerpts = excerpts
+        self.batch = batch
+        self.seed = seed
+        self.jitter = jitter
+        corpus = excerpts.corpus
+        utterances = corpus.utterances
+        self.windows = WindowPlan(
+            np.where(utterances.heldout, 0, utterances.length),
+            utterances.speaker,
+            window=excerpts.window,
+            left=excerpts.left,
+            right=excerpts.right,
+            seed=seed,
+            buffer_mb=buffer_mb,
+            fraction=buffer_fraction,
+        )
+
+    def at(self, step: int) -> Batch:
+        samples = np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64)
+        found = self.windows.locate_many(samples)
+        return self.excerpts.cut(
+            list(zip(found.utterance.tolist(), found.start.tolist(), strict=True)),
+            jitter_sources(self.seed, samples, self.excerpts.plan.units, self.jitter),
+        )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Fixed windows of held-out utterances, with, for each, another of the same speaker."""
+
+    batches: list[Batch]
+    partner: NDArray[np.int64]  # [N] index of the window whose latents the probe borrows
+    count: int
+
+
+def held_out(excerpts: Excerpts, windows: int, batch: int) -> HeldOut | None:
+    """The middle window of about ``windows`` held-out utterances, the same number per speaker
+    (at least two, where there are two); None if the corpus holds none out."""
+    utterances = excerpts.corpus.utterances
+    chosen: list[int] = []
+    partner: list[int] = []
+    speakers = len(excerpts.corpus.speakers)
+    for speaker in range(speakers):
+        own = np.flatnonzero(utterances.heldout & (utterances.speaker == speaker))
+        take = min(len(own), max(2, windows // speakers))
+        picked = own[np.linspace(0, len(own) - 1, take).round().astype(int)] if take else own
+        base = len(chosen)
+        chosen.extend(int(u) for u in picked)
+        partner.extend(base + (i + 1) % len(picked) for i in range(len(picked)))
+    if not chosen:
+        return None
+    where = [
+        (u, max(excerpts.left, (int(utterances.length[u]) - excerpts.window) // 2)) for u in chosen
+    ]
+    batches = [excerpts.cut(where[i : i + batch], None) for i in range(0, len(where), batch)]
+    return HeldOut(batches, np.asarray(partner, dtype=np.int64), len(where))

@@ -1,0 +1,225 @@
+"""Checkpoints: folders of safetensors and JSON that are either whole or not there.
+
+``step-000010000/`` holds config.yaml, speakers.json, model.safetensors, average.safetensors
+(ready for use in evaluation mode), optimizer.safetensors and checkpoint.json, which carries the
+position, the last validation's figures and the sha256 of the others. A checkpoint is written
+beside its place, synced, renamed, and the parent synced: losing power leaves the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vconv.config import Config, dump_yaml, load_config
+from vconv.errors import ModelError
+
+from .state import TrainState
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step-(\d{9})")
+_HEADER = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files have been found whole."""
+
+    path: Path
+    header: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.header["step"])
+
+    @property
+    def config(self) -> Config:
+        return load_config(self.path / "config.yaml")
+
+    @property
+    def speakers(self) -> list[str]:
+        names: list[str] = json.loads((self.path / "speakers.json").read_text("utf-8"))
+        return names
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Check a checkpoint folder; ModelError names the file that is missing or damaged."""
+        try:
+            header = json.loads((path / _HEADER).read_text("utf-8"))
+            files = dict(header["files"])
+            version = header["format_version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{path}: {_HEADER} is missing or damaged ({error}).") from None
+        if version != FORMAT_VERSION:
+            raise ModelError(
+                f"{path}: checkpoint format {version} is not known; this version reads "
+                f"{FORMAT_VERSION}."
+            )
+        if header.get("digest") != _digest(header):
+            raise ModelError(f"{path}: {_HEADER} is damaged (its digest does not match).")
+        for name, digest in files.items():
+            try:
+                found = _sha256(path / name)
+            except OSError:
+                raise ModelError(f"{path}: {name} is missing.") from None
+            if found != digest:
+                raise ModelError(f"{path}: {name} is damaged (its sha256 does not match).")
+        return cls(path, header)
+
+    def restore(self, state: TrainState) -> None:
+        """Put the stored tensors and the step into a state of the same configuration."""
+        _load_network(state.model, self.path / "model.safetensors")
+        _load_network(state.average, self.path / "average.safetensors")
+        moments = _read(self.path / "optimizer.safetensors")
+        parameters = dict(state.model.named_parameters())
+        slots: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in moments.items():
+            name, _, slot = key.rpartition("/")
+            slots.setdefault(name, {})[slot] = tensor.to(parameters[name].device)
+        for name, parameter in parameters.items():
+            state.optimizer.state[parameter] = slots.get(name, {})
+        state.step = self.step
+
+
+def save_checkpoint(
+    folder: Path,
+    state: TrainState,
+    config: Config,
+    speakers: tuple[str, ...],
+    facts: Mapping[str, Any],
+) -> Path:
+    """Write ``folder/step-XXXXXXXXX`` and return it; ``facts`` go into checkpoint.json."""
+    target = folder / f"step-{state.step:09d}"
+    partial = folder / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / "config.yaml").write_text(dump_yaml(config), "utf-8")
+    (partial / "speakers.json").write_text(json.dumps(list(speakers), indent=1) + "\n", "utf-8")
+    save_file(_stored(state.model), partial / "model.safetensors")
+    save_file(_stored(state.average), partial / "average.safetensors")
+    save_file(_moments(state), partial / "optimizer.safetensors")
+    files = sorted(path.name for path in partial.iterdir())
+    header: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        **facts,
+        "files": {name: _sha256(partial / name) for name in files},
+    }
+    header["digest"] = _digest(header)
+    (partial / _HEADER).write_text(json.dumps(header, indent=1, sort_keys=True) + "\n", "utf-8")
+    for path in [*partial.iterdir(), partial]:
+        _sync(path)
+    if target.exists():  # a damaged one of the same step; replaced only by a whole one
+        old = folder / f".{target.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old)
+    else:
+        partial.rename(target)
+    _sync(folder)
+    return target
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint below a folder, and a sentence for each damaged newer one."""
+    damaged = []
+    for path in reversed(_listed(folder)):
+        try:
+            return Checkpoint.open(path), damaged
+        except ModelError as error:
+            damaged.append(str(error))
+    return None, damaged
+
+
+def retain(folder: Path, *, keep_last: int, keep_best: int) -> None:
+    """Remove all but the newest and, by held-out NLL, the best checkpoints."""
+    paths = _listed(folder)
+    scores: list[tuple[float, Path]] = []
+    for path in paths:
+        try:
+            header = json.loads((path / _HEADER).read_text("utf-8"))
+            scores.append((float(header["metrics"]["heldout_nll"]), path))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not validated, or damaged: it can only stay as one of the newest
+    best = [path for _, path in sorted(scores, key=lambda entry: entry[0])[:keep_best]]
+    for path in paths[:-keep_last]:
+        if path not in best:
+            # Renamed first: a folder half removed must not look like a checkpoint.
+            doomed = path.with_name(f".{path.name}.old")
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written or half-removed."""
+    if folder.is_dir():
+        for path in folder.glob(".step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _listed(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def _stored(network: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+
+
+def _moments(state: TrainState) -> dict[str, Tensor]:
+    tensors = {}
+    for name, parameter in state.model.named_parameters():
+        for slot, value in state.optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{slot}"] = value.detach().cpu().contiguous()
+    return tensors
+
+
+def _load_network(network: torch.nn.Module, path: Path) -> None:
+    tensors = _read(path)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ModelError(f"{path}: does not fit the configuration: {first}") from None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}).") from None
+
+
+def _digest(header: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in header.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

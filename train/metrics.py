@@ -1,0 +1,70 @@
+"""The run's diary: ``metrics.jsonl`` and TensorBoard, both cut back to the step resumed from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Diary:
+    """Appends a line of figures per step logged; a context manager."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        """``step``: where training goes on; figures of later steps are removed."""
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.path = run / "metrics.jsonl"
+        _cut_back(self.path, step)
+        self._file = self.path.open("a", encoding="utf-8")
+        # Events of later steps, left by a killed process, are hidden by purge_step.
+        self._board = SummaryWriter(str(run / "tb"), purge_step=step + 1)
+
+    def __enter__(self) -> Diary:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **_rounded(figures)}) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Make what is written so far outlast a loss of power; before a checkpoint."""
+        os.fsync(self._file.fileno())
+        self._board.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics.jsonl, in order."""
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):  # a killed process may leave half a line
+                rows.append(json.loads(line))
+    return rows
+
+
+def _cut_back(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path) if row["step"] <= step]
+    beside = path.with_suffix(".partial")
+    beside.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+    beside.replace(path)
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.7g}") for name, value in figures.items()}

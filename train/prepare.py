@@ -1,0 +1,412 @@
+"""Preparing a corpus: recordings of any kind -> one int16 file, its index and its statistics.
+
+Utterances are converted in parallel and written in the source's order, each noted in a journal
+once it is on disk, so that an interrupted preparation goes on where it stopped. `corpus.json` is
+written last, in one rename: a folder that has it is complete. The same recordings give the same
+bytes, whatever the number of jobs and the interruptions.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from vconv.audio import SAMPLE_RATE, Resampler, read_blocks
+from vconv.errors import InputError, UsageError
+from vconv.reading import printable
+
+from .corpus import AUDIO, FULL_SCALE, HEADER, UTTERANCES, VERSION
+from .sources import Item, Listing, hold_out, list_source
+from .statistics import feature_statistics
+
+# Half a second: more than the encoder's look-ahead and the decoder's receptive field together
+# (at most 0.17 s + 0.26 s in any preset), so a first and a last sample see nothing but silence.
+PAD_SAMPLES = 8_000
+MIN_SAMPLES = 400  # one analysis frame
+SILENT_PEAK = 1e-4  # -80 dB: below three int16 steps there is no speech
+TRIM_DB, TRIM_FRAME, TRIM_MARGIN = -40.0, 320, 1_600  # re the loudest frame; samples
+JOURNAL = "journal.jsonl"
+_FLUSH_EVERY = 64  # utterances between two fsyncs
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a preparation found; lists hold ids, `rejected` pairs of (what, why)."""
+
+    utterances: int
+    hours: float
+    hours_per_speaker: Mapping[str, float]
+    heldout_utterances: int
+    clipped: Sequence[str] = field(default_factory=list)
+    silent: Sequence[str] = field(default_factory=list)
+    rejected: Sequence[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """One recording at the corpus's rate, or the reason it was left out."""
+
+    samples: npt.NDArray[np.int16]
+    clipped: bool = False
+    silent: bool = False
+    rejected: str | None = None
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    pad_samples: int = PAD_SAMPLES,
+    jobs: int | None = None,
+    heldout: float = 0.02,
+    trim: bool = False,
+    licence: str = "",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Report:
+    """Prepare the recordings of `source` as a corpus in the folder `out`.
+
+    Args:
+        source: a folder with one sub-folder per speaker, or a JSONL or CSV manifest whose rows
+            have `path` (relative to the manifest), `speaker` and optionally `text`, `split`
+            ("train" or "heldout") and `id`.
+        out: the corpus folder. A preparation interrupted there is continued.
+        pad_samples: silence put before and after each utterance, in samples at 16 kHz.
+        jobs: processes; None for one per CPU.
+        heldout: share of each speaker's recordings held out, where the manifest does not say.
+        trim: cut silence (40 dB below the loudest 20 ms, less 0.1 s) off both ends first.
+        licence: a note on the recordings' licence, kept with the corpus and what is trained on it.
+        overwrite: replace a complete corpus in `out`, or the beginnings of a different one.
+        progress: draw a bar on stderr if it is a terminal.
+
+    Bad recordings are listed in the report and skipped. Raises `UsageError` for an option out of
+    range or an `out` that holds something else, `InputError` for a source without usable
+    recordings.
+    """
+    if not 0 <= heldout < 1:
+        raise UsageError(f"The held-out share must be at least 0 and below 1, found {heldout}.")
+    if pad_samples < 0:
+        raise UsageError(f"The padding must be 0 samples or more, found {pad_samples}.")
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"The number of jobs must be at least 1, found {jobs}.")
+    jobs = jobs or os.cpu_count() or 1
+    folder = Path(out)
+    listing = list_source(source)
+    try:
+        _make_room(folder, overwrite)
+        with _pool(jobs) as pool, _bar(progress) as advance:
+            convert = partial(_convert, pad_samples=pad_samples, trim=trim)
+            plan = _fingerprint(listing, pad_samples, trim)
+            journal = _Journal(folder, plan, overwrite)
+            todo = listing.items[len(journal.entries) :]
+            advance("converting", len(listing.items), len(journal.entries))
+            results = _in_order(pool, convert, [item.path for item in todo], jobs)
+            for item, result in zip(todo, results, strict=True):
+                journal.append(item, result)
+                advance("converting", len(listing.items), len(journal.entries))
+            journal.close()
+            return _finish(
+                folder,
+                listing,
+                journal.entries,
+                heldout=heldout,
+                header={"licence": licence, "pad_samples": pad_samples, "trim": trim},
+                run=partial(_in_order, pool, jobs=jobs),
+                advance=advance,
+            )
+    except OSError as error:
+        raise UsageError(f"{printable(folder)}: cannot be written ({error}).") from error
+
+
+def _finish(
+    folder: Path,
+    listing: Listing,
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    heldout: float,
+    header: Mapping[str, Any],
+    run: Callable[..., Iterator[Any]],
+    advance: Callable[[str, int, int], None],
+) -> Report:
+    """Write the index, the statistics and last `corpus.json`."""
+    kept = [(item, e) for item, e in zip(listing.items, entries, strict=True) if e["length"]]
+    rejected = [*listing.rejected, *((e["id"], e["rejected"]) for e in entries if e["rejected"])]
+    if not kept:
+        why = f"; the first: {rejected[0][0]}: {rejected[0][1]}" if rejected else ""
+        raise InputError(f"None of the source's {len(listing.items):,} recordings is usable{why}.")
+    splits = hold_out([item for item, _ in kept], heldout)
+    seconds = dict.fromkeys(listing.speakers, 0.0)
+    lines, spans, start = [], [], 0
+    for (item, entry), split in zip(kept, splits, strict=True):
+        length, pad = entry["length"], header["pad_samples"]
+        row = {
+            "id": item.id,
+            "speaker": item.speaker,
+            "split": split,
+            "start": start,
+            "length": length,
+            **({} if item.text is None else {"text": item.text}),
+            "source": item.id,
+        }
+        lines.append(json.dumps(row) + "\n")
+        if split == "train":
+            spans.append((start + pad, length - 2 * pad))
+        seconds[item.speaker] += (length - 2 * pad) / SAMPLE_RATE
+        start += length
+    if not spans:
+        raise InputError("Every usable recording is held out; none is left to train on.")
+    # A speaker none of whose recordings is usable has no index: nothing could train it.
+    speakers = [name for name in listing.speakers if seconds[name]]
+    report = Report(
+        utterances=len(kept),
+        hours=round(sum(seconds.values()) / 3600, 4),
+        hours_per_speaker={name: round(seconds[name] / 3600, 4) for name in speakers},
+        heldout_utterances=splits.count("heldout"),
+        clipped=[e["id"] for e in entries if e["clipped"]],
+        silent=[e["id"] for e in entries if e["silent"]],
+        rejected=rejected,
+    )
+    statistics = feature_statistics(folder / AUDIO, spans, run, partial(advance, "statistics"))
+    _write(folder / UTTERANCES, "".join(lines))
+    content = {
+        "version": VERSION,
+        "sample_rate": SAMPLE_RATE,
+        "speakers": speakers,
+        **header,
+        "samples": start,
+        "statistics": statistics,
+        "report": asdict(report),
+        "digest": _digest(folder),
+    }
+    _write(folder / HEADER, json.dumps(content, indent=1) + "\n")
+    (folder / JOURNAL).unlink()
+    return report
+
+
+class _Journal:
+    """The audio file as it grows, and the note of every utterance that is safely in it."""
+
+    def __init__(self, folder: Path, plan: str, overwrite: bool) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self._pending: list[str] = []
+        audio, notes = folder / AUDIO, folder / JOURNAL
+        found, self.entries = _read_journal(notes, audio)
+        if found is not None and found != plan:
+            if not overwrite:
+                raise UsageError(
+                    f"{printable(folder)}: holds an interrupted preparation of other recordings "
+                    "or options; choose another folder, or ask to overwrite it."
+                )
+            self.entries = []
+        self._audio = audio.open("r+b" if self.entries else "w+b")
+        self._audio.truncate(2 * sum(entry["length"] for entry in self.entries))
+        self._audio.seek(0, os.SEEK_END)
+        self._notes = notes.open("w", encoding="ascii")
+        self._pending = [json.dumps({"plan": plan}), *map(json.dumps, self.entries)]
+        self._flush()
+
+    def append(self, item: Item, result: _Converted) -> None:
+        """Note a result; every so often all noted so far is made safe."""
+        self._audio.write(result.samples.astype("<i2").tobytes())
+        entry = {
+            "id": item.id,
+            "length": len(result.samples),
+            "clipped": result.clipped,
+            "silent": result.silent,
+            "rejected": result.rejected,
+        }
+        self.entries.append(entry)
+        self._pending.append(json.dumps(entry))
+        if len(self._pending) >= _FLUSH_EVERY:
+            self._flush()
+
+    def close(self) -> None:
+        """Make everything safe."""
+        self._flush()
+        self._audio.close()
+        self._notes.close()
+
+    def _flush(self) -> None:
+        # The audio first: a note must never be on disk without its samples.
+        for file in (self._audio, self._notes):
+            if file is self._notes:
+                self._notes.write("".join(f"{line}\n" for line in self._pending))
+                self._pending = []
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _read_journal(notes: Path, audio: Path) -> tuple[str | None, list[dict[str, Any]]]:
+    """(the plan it belongs to, the utterances whose samples are there) of a journal, if any."""
+    if not notes.exists():
+        return None, []
+    present = audio.stat().st_size // 2 if audio.exists() else 0
+    entries: list[dict[str, Any]] = []
+    plan = None
+    for line in notes.read_text("ascii").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the interruption cut this line
+            break
+        if plan is None:
+            plan = entry["plan"]
+            continue
+        present -= entry["length"]
+        if present < 0:
+            break
+        entries.append(entry)
+    return plan, entries
+
+
+def _convert(path: Path, *, pad_samples: int, trim: bool) -> _Converted:
+    """Read, resample, downmix, quantise and pad one recording."""
+    nothing = np.zeros(0, np.int16)
+    try:
+        with read_blocks(path) as reader:
+            resampler = Resampler(reader.info.rate, SAMPLE_RATE)
+            blocks = [resampler.push(block) for block in reader]
+            blocks.append(resampler.push(nothing, last=True))
+            peak = reader.peak
+    except InputError as error:
+        # The report names the recording already.
+        return _Converted(nothing, rejected=str(error).removeprefix(f"{printable(path)}: "))
+    wav = np.concatenate(blocks)
+    if not len(wav) or float(np.abs(wav).max()) < SILENT_PEAK:
+        return _Converted(nothing, silent=True)
+    if trim:
+        wav = _trimmed(wav)
+    if len(wav) < MIN_SAMPLES:
+        seconds = MIN_SAMPLES / SAMPLE_RATE
+        return _Converted(nothing, rejected=f"is shorter than {seconds * 1e3:g} ms.")
+    codes = np.clip(np.rint(wav * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    # A recorder clips at its own full scale; 1 - 2^-15 is the largest 16-bit sample.
+    return _Converted(np.pad(codes, pad_samples), clipped=peak >= 1 - 2**-15)
+
+
+def _trimmed(wav: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    frames = len(wav) // TRIM_FRAME
+    if frames == 0:
+        return wav
+    energy = np.square(wav[: frames * TRIM_FRAME].reshape(frames, TRIM_FRAME)).mean(axis=1)
+    loud = np.flatnonzero(energy >= energy.max() * 10 ** (TRIM_DB / 10))
+    first, last = loud[0] * TRIM_FRAME, (loud[-1] + 1) * TRIM_FRAME
+    return wav[max(0, first - TRIM_MARGIN) : last + TRIM_MARGIN]
+
+
+def _make_room(folder: Path, overwrite: bool) -> None:
+    name = printable(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{name}: is a file; a corpus is a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / HEADER).exists():
+        if not overwrite:
+            raise UsageError(f"{name}: is a complete corpus already; ask to overwrite it.")
+        (folder / HEADER).unlink()
+    elif not (folder / JOURNAL).exists() and any(folder.iterdir()):
+        raise UsageError(f"{name}: holds other files; choose a new or an empty folder.")
+
+
+def _fingerprint(listing: Listing, pad_samples: int, trim: bool) -> str:
+    """What an interrupted preparation must agree on to be continued."""
+    digest = hashlib.sha256(f"{VERSION} {pad_samples} {trim}\n".encode())
+    for item in listing.items:
+        try:
+            status = item.path.stat()
+            state = (status.st_size, status.st_mtime_ns)
+        except (OSError, ValueError):
+            state = (-1, 0)
+        row = (item.id, os.fspath(item.path), item.speaker, item.text, item.split, *state)
+        digest.update((json.dumps(row) + "\n").encode())
+    return digest.hexdigest()
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in (AUDIO, UTTERANCES):
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".partial")
+    with beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+@contextmanager
+def _pool(jobs: int) -> Iterator[Executor | None]:
+    if jobs == 1:
+        yield None
+        return
+    # Fresh interpreters: forking a process that has threads (torch, a progress bar) may hang.
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: Executor | None, function: Callable[[_T], _R], arguments: Iterable[_T], jobs: int
+) -> Iterator[_R]:
+    """The results in the order of the arguments, with a bounded number of them waiting."""
+    if pool is None:
+        yield from map(function, arguments)
+        return
+    rest = iter(arguments)
+    waiting: deque[Future[_R]] = deque(pool.submit(function, a) for a in islice(rest, 4 * jobs))
+    while waiting:
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(function, a) for a in islice(rest, 1))
+        yield result
+
+
+@contextmanager
+def _bar(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A callback (phase, total, done) that draws a bar on stderr, or nothing."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    drawn = wanted and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not drawn) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(phase: str, total: int, done: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase)
+            bar.update(tasks[phase], total=total, completed=done)
+
+        yield advance

@@ -1,0 +1,353 @@
+"""A training run: its folder, its lock, where it goes on, and how it is left.
+
+runs/<name>/{config.yaml, checkpoints/, metrics.jsonl, tb/}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vconv.config import RESUMABLE, Config, dump_yaml, flatten, load_config
+from vconv.errors import InputError, SetupError, UsageError, VconvError
+
+from . import checkpoint as checkpoints
+from .batches import Excerpts, TrainingBatches, held_out
+from .corpus import HEADER, Corpus
+from .loop import Progress as StepProgress
+from .loop import fit
+from .metrics import Diary
+from .prepare import prepare
+from .state import TrainState, build_state, refresh_norms
+
+RUNS = Path("runs")
+SMOKE_STEPS = 20
+_console = Console(stderr=True, highlight=False)
+
+
+def train_command(
+    config_path: Path,
+    *,
+    run: str | None = None,
+    overrides: Sequence[str] = (),
+    resume: str = "auto",
+    smoke_test: bool = False,
+) -> int:
+    """Train as a configuration says; returns the exit code (0, or 128 + signal).
+
+    ``resume``: "auto" goes on from the run's newest whole checkpoint, "never" refuses a run that
+    has one, a path goes on from that run or checkpoint. ``smoke_test`` trains a few steps with a
+    validation and a checkpoint, into the run ``<name>-smoke``.
+    """
+    config = load_config(config_path, overrides)
+    name = run or config.name
+    if smoke_test:
+        name += "-smoke"
+        config = _smoke(config)
+    folder = RUNS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        return _train(config, folder, resume)
+
+
+def _train(config: Config, folder: Path, resume: str) -> int:
+    kept = folder / "checkpoints"
+    checkpoints.sweep(kept)
+    start = _resume_point(folder, resume)
+    if start is not None:
+        _refuse_changes(start, config)
+    device = _device(config.train.device)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    corpus = _corpus(config, folder)
+    state = build_state(config, corpus, device)
+    if start is not None:
+        _same_corpus(start, corpus)
+        start.restore(state)
+        _say(f"resuming {folder} at step {state.step:,} from {start.path}")
+    else:
+        _say(f"starting {folder}: {_count(state):,} parameters, {len(corpus.speakers)} speakers")
+    (folder / "config.yaml").write_text(dump_yaml(config), "utf-8")
+    excerpts = Excerpts(corpus, config.model.audio, state.model.geometry, config.data.window)
+    batches = TrainingBatches(
+        excerpts,
+        batch=config.train.batch,
+        seed=config.train.seed,
+        jitter=config.model.decoder.jitter,
+        buffer_mb=config.data.buffer_mb,
+        buffer_fraction=config.data.buffer_fraction,
+    )
+    heldout = held_out(excerpts, config.train.validate_windows, config.train.batch)
+    run = _Run(config, folder, corpus, state, batches, device)
+    run.validation = dict(start.header.get("metrics", {})) if start is not None else {}
+    with Diary(folder, state.step) as run.diary, _signals() as run.caught, _bar(config, state) as bar:
+        run.bar = bar
+        try:
+            fit(state, batches, heldout, config, device, observe=run.observe)
+        except FloatingPointError as error:
+            last, _ = checkpoints.newest(kept)
+            good = f"the last good checkpoint is {last.path}" if last else "no checkpoint was saved"
+            raise VconvError(f"{folder}: training stopped: {error}; {good}.") from None
+        caught = run.caught[0] if run.caught else None
+        if run.saved != state.step and (caught is not None or state.step >= config.train.steps):
+            run.save()
+    if caught is not None:
+        _say(f"stopped at step {state.step:,}; run the same command again to go on")
+        return 128 + caught
+    _say(f"finished {folder} at step {state.step:,}: {_summary(run.validation)}")
+    return 0
+
+
+class _Run:
+    """What happens around the loop: diary, bar, checkpoints, signals."""
+
+    diary: Diary
+    bar: Progress
+    caught: list[int]
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        corpus: Corpus,
+        state: TrainState,
+        batches: TrainingBatches,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.corpus = corpus
+        self.state = state
+        self.batches = batches
+        self.device = device
+        self.validation: dict[str, float] = {}
+        self.saved = state.step
+
+    def observe(self, progress: StepProgress) -> bool:
+        if progress.figures:
+            self.diary.write(progress.step, progress.figures)
+        if progress.validated:
+            self.validation = {
+                name: value
+                for name, value in progress.figures.items()
+                if name.startswith(("heldout_", "probe_"))
+            } | {"step": float(progress.step)}
+            _say(f"step {progress.step:,}: {_summary(self.validation)}")
+        self.bar.update(
+            self.bar.task_ids[0],
+            completed=progress.step,
+            **({"nll": progress.figures["nll"]} if "nll" in progress.figures else {}),
+        )
+        if progress.due:
+            self.save()
+        return not self.caught
+
+    def save(self) -> None:
+        config, state = self.config, self.state
+        refresh_norms(state.average, self.batches, self.device)
+        self.diary.sync()
+        checkpoints.save_checkpoint(
+            self.folder / "checkpoints",
+            state,
+            config,
+            tuple(self.corpus.speakers.names),
+            {
+                "position": {"step": state.step},
+                "samples_seen": state.step * config.train.batch * config.data.window,
+                "metrics": self.validation,
+                "corpus": {
+                    "digest": self.corpus.digest,
+                    "licence": self.corpus.header.get("licence", ""),
+                    "hours": sum(map(int, self.corpus.utterances.length)) / 3600 / 16000,
+                    "utterances": len(self.corpus.utterances),
+                },
+                "environment": _environment(self.device),
+            },
+        )
+        checkpoints.retain(
+            self.folder / "checkpoints",
+            keep_last=config.train.keep_last,
+            keep_best=config.train.keep_best,
+        )
+        self.saved = state.step
+
+
+def _resume_point(folder: Path, resume: str) -> checkpoints.Checkpoint | None:
+    kept = folder / "checkpoints"
+    if resume not in ("auto", "never"):
+        path = Path(resume)
+        if (path / "checkpoint.json").exists():
+            return checkpoints.Checkpoint.open(path)
+        found, damaged = checkpoints.newest(
+            path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        )
+        _report(damaged)
+        if found is None:
+            raise UsageError(f"--resume {resume}: there is no whole checkpoint to go on from.")
+        return found
+    found, damaged = checkpoints.newest(kept)
+    _report(damaged)
+    if found is None and damaged:
+        raise UsageError(
+            f"{folder}: every checkpoint of the run is damaged; remove them to start anew."
+        )
+    if found is not None and resume == "never":
+        raise UsageError(
+            f"{folder}: the run exists, at step {found.step:,}; choose another --run or drop "
+            "--resume never to go on."
+        )
+    return found
+
+
+def _refuse_changes(start: checkpoints.Checkpoint, config: Config) -> None:
+    before, now = flatten(start.config), flatten(config)
+    for key, value in now.items():
+        if key not in RESUMABLE and before.get(key) != value:
+            raise UsageError(
+                f"{key} was {before.get(key)!r} in {start.path} and is {value!r} now: it may not "
+                "change when a run is resumed; choose another --run to start anew."
+            )
+
+
+def _same_corpus(start: checkpoints.Checkpoint, corpus: Corpus) -> None:
+    if start.header["corpus"]["digest"] != corpus.digest:
+        raise InputError(
+            f"{corpus.path}: is not the corpus that {start.path} was trained on (its digest "
+            "differs); resume with that one, or choose another --run."
+        )
+    if start.speakers != list(corpus.speakers.names):
+        raise InputError(f"{corpus.path}: its speakers are not those of {start.path}.")
+
+
+def _corpus(config: Config, folder: Path) -> Corpus:
+    path = Path(config.data.corpus)
+    if (path / HEADER).exists() or not path.exists():
+        return Corpus.open(path)
+    prepared = folder / "corpus"
+    if not (prepared / HEADER).exists():
+        _say(f"preparing {path} as {prepared}")
+        prepare(path, prepared)
+    return Corpus.open(prepared)
+
+
+def _smoke(config: Config) -> Config:
+    values = config.model_dump()
+    values["train"] |= {
+        "steps": SMOKE_STEPS,
+        "log_every": 5,
+        "validate_every": SMOKE_STEPS // 2,
+        "checkpoint_every": SMOKE_STEPS // 2,
+        "final_decay": 0,
+        "halve_at": (),
+    }
+    values["model"]["bottleneck"]["warmup_steps"] = SMOKE_STEPS // 4
+    return Config.model_validate(values)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"train.device: {name!r} is no device; use auto, cpu or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SetupError(f"train.device: {name} was asked for, but torch finds no CUDA device.")
+    return device
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One writer per run; a second one is refused at once, naming the holder."""
+    holder = folder / "lock.json"
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        try:
+            who = json.loads(holder.read_text("utf-8"))
+            by = f"process {who['pid']} on {who['host']}"
+        except (OSError, ValueError, KeyError):
+            by = "another process"
+        raise UsageError(f"{folder}: the run is held by {by}.") from None
+    try:
+        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), "utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Signals only set a flag (the list gets the signal's number); a second SIGINT aborts."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), note) for name in names}
+    try:
+        yield caught
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+@contextmanager
+def _bar(config: Config, state: TrainState) -> Iterator[Progress]:
+    bar = Progress(
+        TextColumn("step {task.completed:,} of {task.total:,}"),
+        BarColumn(),
+        TextColumn("nll {task.fields[nll]:.3f}"),
+        TimeRemainingColumn(),
+        console=_console,
+        disable=not sys.stderr.isatty(),
+    )
+    bar.add_task("train", total=config.train.steps, completed=state.step, nll=float("nan"))
+    with bar:
+        yield bar
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
+
+
+def _summary(figures: Mapping[str, float]) -> str:
+    if "heldout_nll" not in figures:
+        return "no held-out figures"
+    return (
+        f"held-out {figures['heldout_nll']:.3f} nats, latents of another utterance "
+        f"+{figures['probe_latents']:.3f}, another speaker +{figures['probe_speaker']:.3f}, "
+        f"{figures['heldout_codes_used']:.0%} of codes in use"
+    )
+
+
+def _count(state: TrainState) -> int:
+    return sum(parameter.numel() for parameter in state.model.parameters())
+
+
+def _report(damaged: Sequence[str]) -> None:
+    for sentence in damaged:
+        _say(f"skipped: {sentence}")
+
+
+def _say(text: str) -> None:
+    _console.print(text, soft_wrap=True, markup=False)

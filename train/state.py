@@ -1,0 +1,99 @@
+"""The whole state of a training run: model, optimiser, weight average and the step.
+
+Everything else (batch, noise, learning rate, restarts) is a function of the step and the seed.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vconv.config import Config
+from vconv.nn.autoencoder import Autoencoder, build_autoencoder
+
+from .batches import TrainingBatches
+from .corpus import Corpus
+
+# Derived from the weights before every use (``refresh_norms``), hence not averaged.
+_DERIVED = ("running_mean", "running_var", "num_batches_tracked")
+NORM_BATCHES = 16
+
+
+@dataclass
+class TrainState:
+    model: Autoencoder
+    average: Autoencoder
+    optimizer: torch.optim.AdamW
+    step: int
+
+    def averaged_tensors(self) -> list[tuple[Tensor, Tensor]]:
+        """(average, model) for every weight and codebook tensor."""
+        own = self.model.state_dict()
+        return [
+            (tensor, own[name])
+            for name, tensor in self.average.state_dict().items()
+            if not name.endswith(_DERIVED)
+        ]
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Move the average towards the model. Early on the decay is smaller, so that the start
+        is forgotten: (1 + step) / (10 + step)."""
+        weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
+        pairs = self.averaged_tensors()
+        moving = [(a, b) for a, b in pairs if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in moving], [b for _, b in moving], weight)
+        for average, own in pairs:
+            if not average.is_floating_point():
+                average.copy_(own)
+
+    @torch.no_grad()
+    def copy_bottleneck_buffers(self) -> None:
+        """After the codebook's start, its average starts there too."""
+        own = dict(self.model.bottleneck.named_buffers())
+        for name, buffer in self.average.bottleneck.named_buffers():
+            if not name.endswith(_DERIVED):
+                buffer.copy_(own[name])
+
+
+def build_state(config: Config, corpus: Corpus, device: torch.device) -> TrainState:
+    """A fresh state, a function of the configuration and the corpus only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        model = build_autoencoder(config.model, len(corpus.speakers))
+    statistics = corpus.statistics[config.model.features.kind]
+    model.features.mean.copy_(torch.from_numpy(statistics.mean))
+    model.features.std.copy_(torch.from_numpy(statistics.std))
+    model.to(device).train()
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.train.learning_rate,
+        weight_decay=config.train.weight_decay,
+        fused=True,
+    )
+    return TrainState(model, average, optimizer, step=0)
+
+
+@torch.no_grad()
+def refresh_norms(network: Autoencoder, batches: TrainingBatches, device: torch.device) -> None:
+    """Re-estimate the batch-norm statistics of a network on the first training batches.
+
+    An average of weights has no batch statistics of its own; what is validated and exported
+    must have the same ones, so they are a function of the weights and of fixed batches.
+    """
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+        norm.train()
+    for step in range(NORM_BATCHES):
+        wav = batches.at(step).to(device).wav
+        network.bottleneck.latents(network.encoder(network.features(wav)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()

@@ -1,0 +1,1 @@
+"""Voice conversion with a VQ/VAE WaveNet autoencoder."""

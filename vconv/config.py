@@ -1,0 +1,251 @@
+"""The configuration of a model, its corpus and its training: frozen, validated, one YAML file.
+
+A key that does not exist is an error that names the nearest one. The model's part alone travels
+in a bundle; the rest describes how it was trained.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import UsageError
+
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class AudioConfig(_Section):
+    """The decoder's signal: pre-emphasis, fixed gain, clip, mu-law."""
+
+    sample_rate: Literal[16000] = 16000
+    preemphasis: Annotated[float, Field(ge=0, lt=1)] = 0.85
+    gain: Annotated[float, Field(gt=0)] = 2.0
+    levels: Annotated[int, Field(ge=2, le=256)] = 256
+
+
+class FeaturesConfig(_Section):
+    """What the encoder sees (100 frames a second)."""
+
+    kind: Literal["logmel80"] = "logmel80"
+
+
+class EncoderConfig(_Section):
+    """Nine convolutions of this width (Chorowski et al. 2019)."""
+
+    width: Positive = 768
+
+
+class BottleneckConfig(_Section):
+    """``vq``: nearest of ``codebook_size`` vectors of ``dim`` channels, learned by EMA."""
+
+    kind: Literal["vq"] = "vq"
+    dim: Positive = 64
+    codebook_size: Annotated[int, Field(ge=2)] = 512
+    commitment_weight: Annotated[float, Field(ge=0)] = 0.25
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    warmup_steps: Annotated[int, Field(ge=0)] = 600
+    restart_below: Annotated[float, Field(ge=0, lt=1)] = 0.03
+
+
+class DecoderConfig(_Section):
+    """The WaveNet and its conditioning."""
+
+    residual_channels: Positive = 64
+    gate_channels: Positive = 64
+    skip_channels: Positive = 128
+    blocks: Positive = 2
+    layers: Annotated[int, Field(gt=0, le=14)] = 10
+    kernel_size: Annotated[int, Field(ge=2, le=3)] = 2
+    conditioning_channels: Positive = 64
+    speaker_dim: Positive = 64
+    upsampling: Literal["linear"] = "linear"
+    jitter: Annotated[float, Field(ge=0, lt=0.5)] = 0.12
+
+
+class ModelConfig(_Section):
+    """Everything that determines the network; stored in every bundle."""
+
+    audio: AudioConfig = AudioConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    bottleneck: BottleneckConfig = BottleneckConfig()
+    decoder: DecoderConfig = DecoderConfig()
+
+
+class DataConfig(_Section):
+    """``corpus``: a prepared corpus, or a raw folder or manifest that is then prepared first."""
+
+    corpus: str
+    window: Positive = 5120
+    buffer_mb: Annotated[float, Field(gt=0)] | None = None
+    buffer_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _on_the_unit_grid(self) -> DataConfig:
+        if self.window % 320:
+            below = self.window // 320 * 320
+            raise ValueError(
+                f"data.window must be a multiple of the unit hop 320, found {self.window} "
+                f"(the nearest are {max(below, 320)} and {below + 320})"
+            )
+        return self
+
+
+class TrainConfig(_Section):
+    """How to train. Keys of ``RESUMABLE`` may differ when a run is resumed."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    steps: Positive = 500_000
+    batch: Positive = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-4
+    warmup: Annotated[int, Field(ge=0)] = 200
+    halve_at: tuple[Positive, ...] = ()
+    final_decay: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    log_every: Positive = 50
+    validate_every: Positive = 1000
+    validate_windows: Positive = 64
+    checkpoint_every: Positive = 1000
+    keep_last: Positive = 3
+    keep_best: Annotated[int, Field(ge=0)] = 1
+
+
+class Config(_Section):
+    """One training run."""
+
+    name: str = "run"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+
+
+# Keys that may change when a run is resumed; any other change is refused by name. A new number
+# of steps or decay changes the learning rate from there on only.
+RESUMABLE = frozenset(
+    {
+        "name",
+        "data.corpus",
+        "train.steps",
+        "train.halve_at",
+        "train.final_decay",
+        "train.device",
+        "train.threads",
+        "train.log_every",
+        "train.validate_every",
+        "train.validate_windows",
+        "train.checkpoint_every",
+        "train.keep_last",
+        "train.keep_best",
+    }
+)
+
+S = TypeVar("S", bound=_Section)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML configuration and apply ``key.sub=value`` overrides.
+
+    Raises UsageError in one sentence: file unreadable, not YAML, unknown key (with the nearest
+    one), wrong type or value.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a text file"
+        raise UsageError(f"{path}: cannot read the configuration: {reason}.") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" (line {where.line + 1})" if where else ""
+        raise UsageError(f"{path}: not valid YAML{line}.") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a configuration is a YAML mapping of keys to values.")
+    for override in overrides:
+        _override(values, override)
+    return parse(Config, values, str(path))
+
+
+def parse(section: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Validate values as a section; UsageError names the first wrong key."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_sentence(section, error)}") from None
+
+
+def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """``{"train.steps": 500, ...}`` of a section."""
+    flat: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, BaseModel):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def dump_yaml(section: BaseModel) -> str:
+    """The section as YAML, every key written out, in declaration order."""
+    text: str = yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override}: expected key=value, such as train.steps=1000.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: the value is not valid YAML.") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {override}: {parent} is a value, not a section.")
+    values[last] = value
+
+
+def _sentence(section: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, _keys(section), n=1, cutoff=0.5)
+        last = difflib.get_close_matches(
+            location[-1], [k for k in _keys(section) if k.count(".") == key.count(".")], n=1
+        )
+        hint = f"; did you mean {(near or last)[0]}?" if near or last else "."
+        return f"unknown key {key}{hint}"
+    if first["type"] == "missing":
+        return f"the key {key} is missing."
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{message}."
+    return f"{key}: {message[0].lower() + message[1:]}, found {first['input']!r}."
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys.extend(_keys(field.annotation, f"{prefix}{name}."))
+    return keys

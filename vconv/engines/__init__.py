@@ -1,0 +1,1 @@
+"""Generating engines: one signature, several implementations."""

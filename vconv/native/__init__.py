@@ -1,0 +1,1 @@
+"""The compiled WaveNet sampler (C++), loaded through ctypes."""

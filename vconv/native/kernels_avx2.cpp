@@ -1,0 +1,33 @@
+// The kernels for x86-64 processors with AVX2 and FMA (Haswell, Zen and later).
+#if defined(__x86_64__)
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+#define VCONV_NAME avx2
+#define VCONV_VECTOR 8
+#define VCONV_COLUMNS 3  // 12 of 16 registers
+#include "kernels_impl.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+namespace vconv {
+const Kernels kernels_avx2 = {
+    "avx2",      avx2::kVector, avx2::kPanelVectors* avx2::kVector, avx2::accumulate, avx2::gate,
+    avx2::add,   avx2::interpolate, avx2::rectify, avx2::draw,
+};
+}
+
+#endif

@@ -1,0 +1,263 @@
+// The kernels, written once in the vector extensions of GCC and Clang. Included by one source file per
+// instruction set, which first sets
+//   VCONV_NAME      the code path's name, also the namespace that keeps the copies apart
+//   VCONV_VECTOR    floats in a vector
+//   VCONV_COLUMNS   columns that share a weight load (so many times 4 vectors of sums must fit the
+//                   register file, beside 4 of weights)
+// Standard headers are included by that file before it selects the instruction set: an inline function
+// of theirs compiled here could otherwise be the copy that a lesser processor is given.
+
+namespace vconv {
+namespace VCONV_NAME {
+namespace {
+
+constexpr std::size_t kVector = VCONV_VECTOR;
+constexpr std::size_t kPanelVectors = 8;  // one column: 8 sums hide the latency of a multiply-add
+constexpr std::size_t kTileVectors = 4;   // several columns: part of a panel, re-read from L1
+constexpr std::size_t kColumns = VCONV_COLUMNS;
+
+typedef float Vector __attribute__((vector_size(kVector * sizeof(float))));
+typedef std::int32_t Integers __attribute__((vector_size(kVector * sizeof(float))));
+
+#define VCONV_INLINE static inline __attribute__((always_inline))
+
+VCONV_INLINE Vector load(const float* p) {
+    Vector v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+VCONV_INLINE void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+
+VCONV_INLINE Vector splat(float x) { return Vector{} + x; }
+
+// a * b + c, fused where the instruction set can. Written only here, so that no expression leaves the
+// compiler a choice of which product to fuse.
+VCONV_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
+
+// ---- matrix products ------------------------------------------------------------------------------
+
+// VECTORS vectors of outputs for COLUMNS columns, summed in registers over all inputs.
+template <std::size_t VECTORS, std::size_t COLUMNS>
+VCONV_INLINE void accumulate_tile(std::size_t inputs, const float* weights,
+                                  std::size_t weight_stride, const float* in, std::size_t in_stride,
+                                  float* out, std::size_t out_stride) {
+    Vector sum[COLUMNS][VECTORS];
+    for (std::size_t c = 0; c < COLUMNS; ++c) {
+        for (std::size_t v = 0; v < VECTORS; ++v) {
+            sum[c][v] = load(out + c * out_stride + v * kVector);
+        }
+    }
+    for (std::size_t i = 0; i < inputs; ++i) {
+        Vector weight[VECTORS];
+        for (std::size_t v = 0; v < VECTORS; ++v) {
+            weight[v] = load(weights + v * kVector);
+        }
+        for (std::size_t c = 0; c < COLUMNS; ++c) {
+            const Vector x = splat(in[c * in_stride + i]);
+            for (std::size_t v = 0; v < VECTORS; ++v) {
+                sum[c][v] = multiply_add(weight[v], x, sum[c][v]);
+            }
+        }
+        weights += weight_stride;
+    }
+    for (std::size_t c = 0; c < COLUMNS; ++c) {
+        for (std::size_t v = 0; v < VECTORS; ++v) {
+            store(out + c * out_stride + v * kVector, sum[c][v]);
+        }
+    }
+}
+
+// The tile of VECTORS vectors for `columns` columns, in groups of at most COLUMNS. A last group of one
+// would leave the multiply-add units waiting for its few sums, so the group before gives it one.
+template <std::size_t VECTORS, std::size_t COLUMNS>
+VCONV_INLINE void accumulate_columns(std::size_t inputs, const float* weights,
+                                     std::size_t weight_stride, const float* in,
+                                     std::size_t in_stride, float* out, std::size_t out_stride,
+                                     std::size_t columns) {
+    if constexpr (COLUMNS == 1) {
+        for (std::size_t c = 0; c < columns; ++c) {
+            accumulate_tile<VECTORS, 1>(inputs, weights, weight_stride, in + c * in_stride,
+                                        in_stride, out + c * out_stride, out_stride);
+        }
+    } else {
+        while (columns >= COLUMNS && (columns != COLUMNS + 1 || COLUMNS == 2)) {
+            accumulate_tile<VECTORS, COLUMNS>(inputs, weights, weight_stride, in, in_stride, out,
+                                              out_stride);
+            in += COLUMNS * in_stride;
+            out += COLUMNS * out_stride;
+            columns -= COLUMNS;
+        }
+        if (columns > 0) {
+            accumulate_columns<VECTORS, COLUMNS - 1>(inputs, weights, weight_stride, in, in_stride,
+                                                     out, out_stride, columns);
+        }
+    }
+}
+
+void accumulate(const Matrix& matrix, const float* in, std::size_t in_stride, float* out,
+                std::size_t out_stride, std::size_t columns) {
+    constexpr std::size_t kTile = kTileVectors * kVector;
+    const std::size_t inputs = matrix.inputs;
+    const float* weights = matrix.weights;
+    for (std::size_t first = 0; first < matrix.outputs; first += kPanelVectors * kVector) {
+        const std::size_t width = std::min(kPanelVectors * kVector, matrix.outputs - first);
+        if (columns == 1 && width == kPanelVectors * kVector) {
+            accumulate_tile<kPanelVectors, 1>(inputs, weights, width, in, in_stride, out + first,
+                                              out_stride);
+        } else {
+            std::size_t o = 0;
+            for (; o + kTile <= width; o += kTile) {
+                accumulate_columns<kTileVectors, kColumns>(inputs, weights + o, width, in, in_stride,
+                                                           out + first + o, out_stride, columns);
+            }
+            for (; o < width; o += kVector) {
+                accumulate_columns<1, kColumns>(inputs, weights + o, width, in, in_stride,
+                                                out + first + o, out_stride, columns);
+            }
+        }
+        weights += width * inputs;
+    }
+}
+
+// ---- elementwise ----------------------------------------------------------------------------------
+
+// A comparison with NaN is false, so clamp leaves NaN as it is: it must reach the check in draw.
+VCONV_INLINE Vector clamp(Vector x, float low, float high) {
+    x = x < splat(low) ? splat(low) : x;
+    return x > splat(high) ? splat(high) : x;
+}
+
+// e^x for |x| <= 87, within 1.2e-7 of the true value, relatively: e^x = 2^n e^r with n the integer
+// nearest to x / ln 2 and |r| <= ln(2) / 2, where the Taylor series to r^7 is exact to float.
+VCONV_INLINE Vector exponential(Vector x) {
+    const Vector shift = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in
+                                              // the low bits of the mantissa
+    const Vector shifted = multiply_add(x, splat(1.44269504f), shift);
+    const Vector n = shifted - shift;
+    Vector r = multiply_add(n, splat(-0.693359375f), x);  // ln 2 in two parts, the first exact in n
+    r = multiply_add(n, splat(2.12194440e-4f), r);
+    Vector p = splat(1.0f / 5040);
+    p = multiply_add(p, r, splat(1.0f / 720));
+    p = multiply_add(p, r, splat(1.0f / 120));
+    p = multiply_add(p, r, splat(1.0f / 24));
+    p = multiply_add(p, r, splat(1.0f / 6));
+    p = multiply_add(p, r, splat(0.5f));
+    p = multiply_add(p, r, splat(1.0f));
+    p = multiply_add(p, r, splat(1.0f));
+    Integers bits;  // 2^n is an addition to the exponent
+    std::memcpy(&bits, &shifted, sizeof bits);
+    Integers power;
+    std::memcpy(&power, &p, sizeof power);
+    power += bits << 23;
+    std::memcpy(&p, &power, sizeof p);
+    return p;
+}
+
+// tanh(a) sigmoid(b) = (A - 1) / ((A + 1) (B + 1)) with A = e^2a, B = e^-b: one division. Beyond the
+// bounds both functions equal their limits to float, and the products stay far from overflow.
+void gate(std::size_t width, const float* h, float* z) {
+    const Vector one = splat(1.0f);
+    for (std::size_t i = 0; i < width; i += kVector) {
+        const Vector a = exponential(clamp(load(h + i), -10.0f, 10.0f) * splat(2.0f));
+        const Vector b = exponential(clamp(splat(0.0f) - load(h + width + i), -40.0f, 40.0f));
+        store(z + i, (a - one) / ((a + one) * (b + one)));
+    }
+}
+
+void add(std::size_t width, const float* x, float* out) {
+    for (std::size_t i = 0; i < width; i += kVector) {
+        store(out + i, load(out + i) + load(x + i));
+    }
+}
+
+void interpolate(std::size_t width, const float* base, const float* slope, float fraction,
+                 float* out) {
+    const Vector f = splat(fraction);
+    for (std::size_t i = 0; i < width; i += kVector) {
+        store(out + i, multiply_add(f, load(slope + i), load(base + i)));
+    }
+}
+
+void rectify(std::size_t width, float* x) {
+    const Vector zero = splat(0.0f);
+    for (std::size_t i = 0; i < width; i += kVector) {
+        const Vector v = load(x + i);
+        store(x + i, v < zero ? zero : v);
+    }
+}
+
+// ---- the draw -------------------------------------------------------------------------------------
+
+// Weights are summed in runs of 16, each in order, and the runs in order: short chains that overlap.
+// The search below repeats the same additions, so it cannot step past a run that holds the answer.
+constexpr std::size_t kRun = 16;
+
+VCONV_INLINE double sum_run(const float* weights, std::size_t count) {
+    double sum = 0.0;
+    for (std::size_t i = 0; i < count; ++i) {
+        sum += weights[i];
+    }
+    return sum;
+}
+
+int draw(std::size_t levels, float* logits, float temperature, float uniform) {
+    for (std::size_t i = levels; i % kVector != 0; ++i) {
+        logits[i] = logits[0];  // padding that changes neither the maximum nor the check
+    }
+    Vector highest = load(logits);
+    Vector check = splat(0.0f);  // x - x is 0 for a finite x, else NaN
+    for (std::size_t i = 0; i < levels; i += kVector) {
+        const Vector v = load(logits + i);
+        highest = v > highest ? v : highest;
+        check += v - v;
+    }
+    float top = highest[0];
+    float bad = check[0];
+    for (std::size_t i = 1; i < kVector; ++i) {
+        top = highest[i] > top ? highest[i] : top;
+        bad += check[i];
+    }
+    if (bad != 0.0f) {  // true for NaN
+        return -1;
+    }
+    if (temperature == 0.0f) {
+        std::size_t code = 0;
+        while (logits[code] != top) {
+            ++code;
+        }
+        return static_cast<int>(code);
+    }
+    for (std::size_t i = 0; i < levels; i += kVector) {
+        const Vector scaled = (load(logits + i) - splat(top)) / splat(temperature);
+        store(logits + i, exponential(clamp(scaled, -87.0f, 0.0f)));
+    }
+    double total = 0.0;
+    for (std::size_t first = 0; first < levels; first += kRun) {
+        total += sum_run(logits + first, std::min(kRun, levels - first));
+    }
+    const double target = static_cast<double>(uniform) * total;
+    double before = 0.0;
+    for (std::size_t first = 0; first < levels; first += kRun) {
+        const std::size_t count = std::min(kRun, levels - first);
+        const double after = before + sum_run(logits + first, count);
+        if (after > target) {
+            double within = 0.0;
+            for (std::size_t i = 0; i < count; ++i) {
+                within += logits[first + i];
+                if (before + within > target) {
+                    return static_cast<int>(first + i);
+                }
+            }
+        }
+        before = after;
+    }
+    return static_cast<int>(levels) - 1;  // a uniform of 1 or more
+}
+
+#undef VCONV_INLINE
+
+}  // namespace
+}  // namespace VCONV_NAME
+
+}  // namespace vconv

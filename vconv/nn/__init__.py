@@ -1,0 +1,1 @@
+"""The networks, written once in PyTorch; used by training and export."""

@@ -1,0 +1,54 @@
+"""Small layers shared by the networks.
+
+B batch, C channels, T steps (of whatever rate), K kernel, D dilation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvNorm(nn.Module):
+    """Convolution without padding, batch norm, ReLU; optionally residual.
+
+    x [B, C, T] -> y [B, C', T'], every output made of real input only. The residual path takes
+    the input steps at the outputs' anchors, (kernel - 1) // 2 from the left.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, residual: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, kernel, stride=stride, bias=False)
+        self.norm = nn.BatchNorm1d(outputs)
+        self.residual = residual
+        self.wing = (kernel - 1) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.relu(self.norm(self.conv(x)))
+        if self.residual:
+            y = y + x[:, :, self.wing : self.wing + y.shape[2]]
+        return y
+
+
+def replace_by_neighbours(latents: Tensor, sources: Tensor) -> Tensor:
+    """Jitter: latents [B, C, U], sources [B, U] (indices into U) -> latents [B, C, U].
+
+    The indices are drawn with the batch (``train.noise``); each item reads its own latents only.
+    """
+    return latents.gather(2, sources[:, None, :].expand(-1, latents.shape[1], -1))
+
+
+def interpolate(steps: Tensor, hop: int) -> Tensor:
+    """Linear interpolation from conditioning steps to samples.
+
+    steps [B, F, C] -> [B, (F - 1) * hop, C]: sample j * hop + r lies r / hop of the way from
+    step j to step j + 1. With hop 1 steps are samples already and come back as they are.
+    """
+    if hop == 1:
+        return steps
+    batch, frames, channels = steps.shape
+    ramp = torch.arange(hop, device=steps.device, dtype=steps.dtype)[:, None] / hop
+    here, there = steps[:, :-1, None], steps[:, 1:, None]
+    return torch.addcmul(here, there - here, ramp).reshape(batch, (frames - 1) * hop, channels)

@@ -1,0 +1,249 @@
+"""Guarded reading of users' recordings: nothing is trusted before it is checked.
+
+libsndfile decodes a truncated WAV in silence, allocates what a header claims and hangs on a FIFO.
+So a file's kind is looked at before it is opened, its header before it is decoded, it is decoded
+in bounded blocks, every block is checked, and what came is compared with what was declared.
+"""
+
+import io
+import math
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from .containers import declared_frames
+from .errors import InputError
+
+Source = str | os.PathLike[str] | bytes | BinaryIO
+Samples = npt.NDArray[np.float32]
+
+RATES_HZ = (4_000, 192_000)
+MAX_CHANNELS = 8
+MAX_AMPLITUDE = 16.0  # 24 dB over full scale: beyond any real recording, far below 1e30
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a header says: `frames` is None where the format does not declare its length."""
+
+    rate: int
+    channels: int
+    frames: int | None
+
+    @property
+    def seconds(self) -> float | None:
+        """The declared duration."""
+        return None if self.frames is None else self.frames / self.rate
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """A file name made safe to print: control, bidirectional and undecodable characters escaped."""
+    text = os.fspath(name)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in text
+    )
+
+
+class AudioReader:
+    """An opened recording: `info`, then its mono blocks by iteration, once. A context manager.
+
+    Args:
+        source: a path, the bytes of a file, or a seekable binary file.
+        block_seconds: length of a block; the last one is shorter.
+        channel: the channel to take; None takes the mean of all.
+        allow_truncated: take what is there of a recording that was cut short.
+        max_seconds: refuse recordings longer than this.
+
+    Raises `InputError`, "<file>: <reason>", at once for what the header shows and during iteration
+    for what only decoding shows.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        block_seconds: float = 1.0,
+        channel: int | None = None,
+        allow_truncated: bool = False,
+        max_seconds: float | None = None,
+    ) -> None:
+        self.name, self._file, self._owned = _open(source)
+        try:
+            self._sound = self._decoder()
+            self.info = self._checked_info(channel, max_seconds)
+        except BaseException:
+            self.close()
+            raise
+        self._channel = channel
+        self._allow_truncated = allow_truncated
+        self._max_frames = None if max_seconds is None else math.ceil(max_seconds * self.info.rate)
+        self._block = max(1, round(block_seconds * self.info.rate))
+        self._energy = np.zeros(2)  # of the channels, of their mean
+        self.peak = 0.0
+
+    @property
+    def mix_cancels(self) -> bool:
+        """Whether the channels read so far were in antiphase: sound in each, silence in the mean"""
+        channels, mean = self._energy
+        return bool(mean < 1e-6 * channels)
+
+    def __iter__(self) -> Iterator[Samples]:
+        delivered = 0
+        while True:
+            block = self._read()
+            if len(block) == 0:
+                break
+            self._check(block, delivered)
+            delivered += len(block)
+            if self._max_frames is not None and delivered > self._max_frames:
+                seconds = self._max_frames / self.info.rate
+                raise self._error(f"is longer than the {seconds:g} s allowed")
+            yield self._mono(block)
+        declared = self.info.frames
+        if declared is not None and delivered < declared and not self._allow_truncated:
+            raise self._error(
+                f"was cut short: {declared:,} frames are declared, {delivered:,} are there"
+            )
+        if delivered == 0:
+            raise self._error("contains no samples")
+
+    def __enter__(self) -> "AudioReader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what was opened here; a file that was passed in stays open."""
+        sound = getattr(self, "_sound", None)
+        if sound is not None:
+            sound.close()
+        if self._owned:
+            self._file.close()
+
+    def _decoder(self) -> soundfile.SoundFile:
+        self._file.seek(0, os.SEEK_END)
+        size = self._file.tell()
+        if size == 0:
+            raise self._error("is empty")
+        self._file.seek(0)
+        self._declared = declared_frames(self._file, size)
+        self._file.seek(0)
+        try:
+            return soundfile.SoundFile(self._file)
+        except (soundfile.LibsndfileError, OSError, ValueError) as error:
+            raise self._error(f"cannot be read as audio ({_reason(error)})") from None
+
+    def _checked_info(self, channel: int | None, max_seconds: float | None) -> AudioInfo:
+        rate, channels = self._sound.samplerate, self._sound.channels
+        low, high = RATES_HZ
+        if not low <= rate <= high:
+            raise self._error(f"has a rate of {rate:,} Hz; allowed are {low:,} to {high:,} Hz")
+        if not 1 <= channels <= MAX_CHANNELS:
+            raise self._error(f"has {channels:,} channels; allowed are 1 to {MAX_CHANNELS}")
+        if channel is not None and not 0 <= channel < channels:
+            raise self._error(f"has no channel {channel}; there are {channels}, counted from 0")
+        frames: int | None = self._sound.frames
+        if self._declared is not None:
+            frames = self._declared.frames(self._sound.frames)
+        if frames == 0:
+            raise self._error("contains no samples")
+        if frames is not None and max_seconds is not None and frames > max_seconds * rate:
+            raise self._error(
+                f"is {frames / rate:,.0f} s long, longer than the {max_seconds:g} s allowed"
+            )
+        return AudioInfo(rate, channels, frames)
+
+    def _read(self) -> Samples:
+        try:
+            block: Samples = self._sound.read(self._block, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise self._error(f"cannot be decoded ({_reason(error)})") from None
+        return block
+
+    def _check(self, block: Samples, first: int) -> None:
+        peak = float(np.abs(block).max())  # NaN propagates through max, and fails the comparison
+        if not peak <= MAX_AMPLITUDE:
+            bad = ~(np.abs(block) <= MAX_AMPLITUDE)
+            row, column = (int(i) for i in np.argwhere(bad)[0])
+            value = float(block[row, column])
+            what = f"{value:g}" if math.isfinite(value) else str(value).replace("nan", "NaN")
+            raise self._error(
+                f"contains {what} at frame {first + row:,}; samples must be finite and at most "
+                f"{MAX_AMPLITUDE:g} times full scale"
+            )
+        self.peak = max(self.peak, peak)
+
+    def _mono(self, block: Samples) -> Samples:
+        if self._channel is not None:
+            return np.ascontiguousarray(block[:, self._channel])
+        if block.shape[1] == 1:
+            return block[:, 0]
+        mean: Samples = block.mean(axis=1, dtype=np.float32)
+        self._energy += [float(np.square(block).mean()) * len(mean), float(np.square(mean).sum())]
+        return mean
+
+    def _error(self, reason: str) -> InputError:
+        return InputError(f"{self.name}: {reason}.")
+
+
+def read_blocks(
+    source: Source,
+    *,
+    block_seconds: float = 1.0,
+    channel: int | None = None,
+    allow_truncated: bool = False,
+    max_seconds: float | None = None,
+) -> AudioReader:
+    """Open a recording for guarded reading in blocks: see `AudioReader`."""
+    return AudioReader(
+        source,
+        block_seconds=block_seconds,
+        channel=channel,
+        allow_truncated=allow_truncated,
+        max_seconds=max_seconds,
+    )
+
+
+def _open(source: Source) -> tuple[str, BinaryIO, bool]:
+    """(printable name, binary file, whether it is ours to close)."""
+    if isinstance(source, bytes):
+        return "<bytes>", io.BytesIO(source), True
+    if not isinstance(source, (str, os.PathLike)):
+        return printable(str(getattr(source, "name", "<file>"))), source, False
+    path = Path(source)
+    name = printable(path)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError(f"{name}: is a folder, not an audio file.")
+        # Looked at before opening: opening a FIFO waits for ever, and /dev/zero never ends.
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{name}: is not a regular file.")
+        return name, path.open("rb"), True
+    except FileNotFoundError:
+        what = "is a link to a missing file" if path.is_symlink() else "does not exist"
+        raise InputError(f"{name}: {what}.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: cannot be opened ({_reason(error)}).") from None
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else ""
+    if isinstance(error, soundfile.LibsndfileError):
+        text = error.error_string
+    return (text or str(error) or type(error).__name__).strip().rstrip(".").lower()
