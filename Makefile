@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 # The base install is stale once the packaging or the sampler's sources change.
 PACKAGING := pyproject.toml constraints.txt $(wildcard setup.py MANIFEST.in)

@@ -5,13 +5,16 @@ mapped folders (train, export, demo) could end up as top-level packages. So the 
 built from a copy of the tree, the wheel from the source distribution, and compared with the tree.
 """
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -104,15 +107,61 @@ def test_nothing_but_vconv_lands_in_site_packages(installed: Path) -> None:
     assert {name for name in names if not name.endswith(".dist-info")} == {"vconv"}
 
 
-def test_the_base_install_asks_for_no_torch(wheel: Path) -> None:
+@pytest.fixture(scope="module")
+def requirements(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
-        (metadata,) = [name for name in archive.namelist() if name.endswith("dist-info/METADATA")]
-        requirements = Parser().parsestr(archive.read(metadata).decode()).get_all("Requires-Dist")
-    assert requirements is not None
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return Parser().parsestr(archive.read(name).decode()).get_all("Requires-Dist", [])
+
+
+def test_the_base_install_asks_for_no_torch(requirements: list[str]) -> None:
     base = [line for line in requirements if "extra ==" not in line]
     assert any(line.startswith("numpy") for line in base)
     for heavy in ("torch", "librosa", "gradio", "matplotlib", "tensorboard", "onnxscript"):
         assert not [line for line in base if line.startswith(heavy)]
+
+
+# What each folder may import: the base dependencies and these extras.
+EXTRAS = {
+    "vconv": set(),
+    "vconv/engines": {"export"},
+    "vconv/nn": {"train"},
+    "train": {"train"},
+    "export": {"export"},
+    "demo": {"demo"},
+}
+
+
+@pytest.mark.parametrize("folder", EXTRAS)
+def test_every_imported_package_is_declared(folder: str, requirements: list[str]) -> None:
+    """A dependency that happens to come with another is missing for whoever lacks that one."""
+    declared = {
+        canonical(re.match(r"[\w.-]+", line)[0])
+        for line in requirements
+        if not (extra := re.search(r"extra == .(\w+)", line)) or extra[1] in EXTRAS[folder]
+    }
+    providers = packages_distributions()
+    for path in (ROOT / folder).rglob("*.py"):
+        if folder != (nearest := str(path.parent.relative_to(ROOT))) and nearest in EXTRAS:
+            continue
+        for name in imported(path) - set(sys.stdlib_module_names) - {"vconv"}:
+            distributions = {canonical(found) for found in providers.get(name, [name])}
+            assert distributions & declared, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def canonical(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names of a file's absolute imports, wherever in the file they stand."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
 
 
 def test_the_source_distribution_has_what_its_checks_need(distributions: Path) -> None:
@@ -127,16 +176,18 @@ def test_every_module_of_the_installed_wheel_can_be_imported(installed: Path) ->
     for package in ("torch", "torchaudio", "onnx"):
         if find_spec(package) is None:
             pytest.skip(f"{package}, which parts of vconv import, is not installed")
+    # The sampler is a plain shared library among the modules; what is no .py is not imported.
     program = """
-import importlib, pathlib, pkgutil, sys
+import importlib, importlib.util, pathlib, pkgutil, sys
 import vconv
 target = pathlib.Path(sys.argv[1]).resolve()
-names = [m.name for m in pkgutil.walk_packages(vconv.__path__, "vconv.")]
-for name in names:
-    if name.rpartition(".")[2] != "__main__":
-        module = importlib.import_module(name)
-        assert target in pathlib.Path(module.__file__).resolve().parents, module
-print(*names, sep="\\n")
+for found in pkgutil.walk_packages(vconv.__path__, "vconv."):
+    origin = pathlib.Path(importlib.util.find_spec(found.name).origin).resolve()
+    if origin.suffix == ".py":
+        assert target in origin.parents, origin
+        if origin.name != "__main__.py":
+            importlib.import_module(found.name)
+        print(found.name)
 """
     output = run(
         *(sys.executable, "-c", program, installed),

@@ -17,7 +17,7 @@ from vconv.config import Config
 from vconv.nn.bottleneck import VQ
 
 from .batches import Batch, HeldOut, TrainingBatches
-from .objective import learning_rate, loss
+from .objective import backward, learning_rate
 from .state import TrainState, refresh_norms
 from .validate import validate
 
@@ -103,10 +103,13 @@ def train_step(state: TrainState, batch: Batch, config: Config) -> dict[str, Ten
     with torch.autocast(
         batch.wav.device.type, dtype=torch.bfloat16, enabled=train.precision == "bf16"
     ):
-        value, metrics = loss(
-            model, batch, window=config.data.window, steps=_steps(model, config.data.window)
+        metrics = backward(
+            model,
+            batch,
+            window=config.data.window,
+            steps=_steps(model, config.data.window),
+            decode_batch=train.decode_batch,
         )
-    value.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     if not math.isfinite(float(norm)):
         state.optimizer.zero_grad(set_to_none=True)

@@ -10,9 +10,11 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,22 +26,26 @@ import numpy as np
 import numpy.typing as npt
 
 from vconv.audio import SAMPLE_RATE, Resampler, read_blocks
-from vconv.errors import InputError, UsageError
+from vconv.errors import InputError, SetupError, UsageError
 from vconv.reading import printable
 
 from .corpus import AUDIO, FULL_SCALE, HEADER, UTTERANCES, VERSION
-from .sources import Item, Listing, hold_out, list_source
+from .journal import JOURNAL, Journal
+from .sources import Listing, hold_out, list_source
 from .statistics import feature_statistics
 
 # Half a second: more than the encoder's look-ahead and the decoder's receptive field together
 # (at most 0.17 s + 0.26 s in any preset), so a first and a last sample see nothing but silence.
 PAD_SAMPLES = 8_000
 MIN_SAMPLES = 400  # one analysis frame
+MAX_SECONDS = 3_600.0  # a process holds a whole utterance: 230 MB for an hour
+CLIPPED_SAMPLES = 4  # at full scale; a recording that was only normalised has one or two
 SILENT_PEAK = 1e-4  # -80 dB: below three int16 steps there is no speech
 TRIM_DB, TRIM_FRAME, TRIM_MARGIN = -40.0, 320, 1_600  # re the loudest frame; samples
-JOURNAL = "journal.jsonl"
-_FLUSH_EVERY = 64  # utterances between two fsyncs
 
+Samples = npt.NDArray[np.int16]
+_OURS = {AUDIO, UTTERANCES, HEADER, JOURNAL}
+_PARTIAL = ".partial"
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -55,16 +61,6 @@ class Report:
     clipped: Sequence[str] = field(default_factory=list)
     silent: Sequence[str] = field(default_factory=list)
     rejected: Sequence[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Converted:
-    """One recording at the corpus's rate, or the reason it was left out."""
-
-    samples: npt.NDArray[np.int16]
-    clipped: bool = False
-    silent: bool = False
-    rejected: str | None = None
 
 
 def prepare(
@@ -96,7 +92,7 @@ def prepare(
 
     Bad recordings are listed in the report and skipped. Raises `UsageError` for an option out of
     range or an `out` that holds something else, `InputError` for a source without usable
-    recordings.
+    recordings, `SetupError` when a process is killed.
     """
     if not 0 <= heldout < 1:
         raise UsageError(f"The held-out share must be at least 0 and below 1, found {heldout}.")
@@ -112,14 +108,13 @@ def prepare(
         with _pool(jobs) as pool, _bar(progress) as advance:
             convert = partial(_convert, pad_samples=pad_samples, trim=trim)
             plan = _fingerprint(listing, pad_samples, trim)
-            journal = _Journal(folder, plan, overwrite)
-            todo = listing.items[len(journal.entries) :]
-            advance("converting", len(listing.items), len(journal.entries))
-            results = _in_order(pool, convert, [item.path for item in todo], jobs)
-            for item, result in zip(todo, results, strict=True):
-                journal.append(item, result)
+            with Journal(folder, plan, overwrite) as journal:
+                todo = listing.items[len(journal.entries) :]
                 advance("converting", len(listing.items), len(journal.entries))
-            journal.close()
+                results = _in_order(pool, convert, [item.path for item in todo], jobs)
+                for item, (samples, note) in zip(todo, results, strict=True):
+                    journal.append(samples, {"id": item.id, **note})
+                    advance("converting", len(listing.items), len(journal.entries))
             return _finish(
                 folder,
                 listing,
@@ -131,6 +126,11 @@ def prepare(
             )
     except OSError as error:
         raise UsageError(f"{printable(folder)}: cannot be written ({error}).") from error
+    except BrokenExecutor as error:
+        raise SetupError(
+            "A process of the preparation was ended from outside, perhaps for want of memory; run "
+            "it again with fewer jobs, and it goes on from there."
+        ) from error
 
 
 def _finish(
@@ -147,6 +147,7 @@ def _finish(
     kept = [(item, e) for item, e in zip(listing.items, entries, strict=True) if e["length"]]
     rejected = [*listing.rejected, *((e["id"], e["rejected"]) for e in entries if e["rejected"])]
     if not kept:
+        (folder / JOURNAL).unlink()
         why = f"; the first: {rejected[0][0]}: {rejected[0][1]}" if rejected else ""
         raise InputError(f"None of the source's {len(listing.items):,} recordings is usable{why}.")
     splits = hold_out([item for item, _ in kept], heldout)
@@ -198,104 +199,32 @@ def _finish(
     return report
 
 
-class _Journal:
-    """The audio file as it grows, and the note of every utterance that is safely in it."""
+def _convert(path: Path, *, pad_samples: int, trim: bool) -> tuple[Samples, dict[str, Any]]:
+    """Read, resample, downmix, quantise and pad one recording -> (samples, what to note of it).
 
-    def __init__(self, folder: Path, plan: str, overwrite: bool) -> None:
-        self.entries: list[dict[str, Any]] = []
-        self._pending: list[str] = []
-        audio, notes = folder / AUDIO, folder / JOURNAL
-        found, self.entries = _read_journal(notes, audio)
-        if found is not None and found != plan:
-            if not overwrite:
-                raise UsageError(
-                    f"{printable(folder)}: holds an interrupted preparation of other recordings "
-                    "or options; choose another folder, or ask to overwrite it."
-                )
-            self.entries = []
-        self._audio = audio.open("r+b" if self.entries else "w+b")
-        self._audio.truncate(2 * sum(entry["length"] for entry in self.entries))
-        self._audio.seek(0, os.SEEK_END)
-        self._notes = notes.open("w", encoding="ascii")
-        self._pending = [json.dumps({"plan": plan}), *map(json.dumps, self.entries)]
-        self._flush()
-
-    def append(self, item: Item, result: _Converted) -> None:
-        """Note a result; every so often all noted so far is made safe."""
-        self._audio.write(result.samples.astype("<i2").tobytes())
-        entry = {
-            "id": item.id,
-            "length": len(result.samples),
-            "clipped": result.clipped,
-            "silent": result.silent,
-            "rejected": result.rejected,
-        }
-        self.entries.append(entry)
-        self._pending.append(json.dumps(entry))
-        if len(self._pending) >= _FLUSH_EVERY:
-            self._flush()
-
-    def close(self) -> None:
-        """Make everything safe."""
-        self._flush()
-        self._audio.close()
-        self._notes.close()
-
-    def _flush(self) -> None:
-        # The audio first: a note must never be on disk without its samples.
-        for file in (self._audio, self._notes):
-            if file is self._notes:
-                self._notes.write("".join(f"{line}\n" for line in self._pending))
-                self._pending = []
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _read_journal(notes: Path, audio: Path) -> tuple[str | None, list[dict[str, Any]]]:
-    """(the plan it belongs to, the utterances whose samples are there) of a journal, if any."""
-    if not notes.exists():
-        return None, []
-    present = audio.stat().st_size // 2 if audio.exists() else 0
-    entries: list[dict[str, Any]] = []
-    plan = None
-    for line in notes.read_text("ascii").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the interruption cut this line
-            break
-        if plan is None:
-            plan = entry["plan"]
-            continue
-        present -= entry["length"]
-        if present < 0:
-            break
-        entries.append(entry)
-    return plan, entries
-
-
-def _convert(path: Path, *, pad_samples: int, trim: bool) -> _Converted:
-    """Read, resample, downmix, quantise and pad one recording."""
+    There are no samples of one that is left out.
+    """
     nothing = np.zeros(0, np.int16)
+    note: dict[str, Any] = {"clipped": False, "silent": False, "rejected": None}
     try:
-        with read_blocks(path) as reader:
+        with read_blocks(path, max_seconds=MAX_SECONDS) as reader:
             resampler = Resampler(reader.info.rate, SAMPLE_RATE)
             blocks = [resampler.push(block) for block in reader]
             blocks.append(resampler.push(nothing, last=True))
-            peak = reader.peak
+            clipped = reader.clipped >= CLIPPED_SAMPLES
     except InputError as error:
         # The report names the recording already.
-        return _Converted(nothing, rejected=str(error).removeprefix(f"{printable(path)}: "))
+        return nothing, note | {"rejected": str(error).removeprefix(f"{printable(path)}: ")}
     wav = np.concatenate(blocks)
     if not len(wav) or float(np.abs(wav).max()) < SILENT_PEAK:
-        return _Converted(nothing, silent=True)
+        return nothing, note | {"silent": True}
     if trim:
         wav = _trimmed(wav)
     if len(wav) < MIN_SAMPLES:
-        seconds = MIN_SAMPLES / SAMPLE_RATE
-        return _Converted(nothing, rejected=f"is shorter than {seconds * 1e3:g} ms.")
+        reason = f"is shorter than {MIN_SAMPLES / SAMPLE_RATE * 1e3:g} ms."
+        return nothing, note | {"rejected": reason}
     codes = np.clip(np.rint(wav * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-    # A recorder clips at its own full scale; 1 - 2^-15 is the largest 16-bit sample.
-    return _Converted(np.pad(codes, pad_samples), clipped=peak >= 1 - 2**-15)
+    return np.pad(codes, pad_samples), note | {"clipped": clipped}
 
 
 def _trimmed(wav: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -317,7 +246,7 @@ def _make_room(folder: Path, overwrite: bool) -> None:
         if not overwrite:
             raise UsageError(f"{name}: is a complete corpus already; ask to overwrite it.")
         (folder / HEADER).unlink()
-    elif not (folder / JOURNAL).exists() and any(folder.iterdir()):
+    elif any(path.name.removesuffix(_PARTIAL) not in _OURS for path in folder.iterdir()):
         raise UsageError(f"{name}: holds other files; choose a new or an empty folder.")
 
 
@@ -345,7 +274,7 @@ def _digest(folder: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".partial")
+    beside = path.with_name(path.name + _PARTIAL)
     with beside.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -359,7 +288,9 @@ def _pool(jobs: int) -> Iterator[Executor | None]:
         yield None
         return
     # Fresh interpreters: forking a process that has threads (torch, a progress bar) may hang.
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    # An interrupt from the terminal reaches all of them; this one process tidies up after it.
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=ignore)
     try:
         yield pool
     finally:
@@ -400,7 +331,7 @@ def _bar(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    drawn = wanted and console.is_terminal
+    drawn = wanted and sys.stderr.isatty()
     with Progress(*columns, console=console, transient=True, disable=not drawn) as bar:
         tasks: dict[str, Any] = {}
 

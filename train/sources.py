@@ -16,8 +16,11 @@ from vconv.reading import printable
 from .corpus import SPLITS
 
 AUDIO_SUFFIXES = frozenset(
-    (".wav", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc")
-    + (".au", ".snd", ".caf")
+    f".{name}"
+    for name in (
+        *("wav", "w64", "rf64", "flac", "ogg", "oga", "opus", "mp3"),
+        *("aif", "aiff", "aifc", "au", "snd", "caf"),
+    )
 )
 COLUMNS = ("path", "speaker", "text", "split", "id")
 

@@ -203,7 +203,6 @@ class WindowPlan:
         return utterances, starts
 
     def _epoch(self, epoch: int) -> _Epoch:
-        # One assignment publishes the pair, so that threads may share a plan.
         number, cut = self._latest
         if number != epoch:
             cut = self._cut(epoch)

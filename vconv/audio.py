@@ -9,15 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
-import soxr  # type: ignore[import-untyped]
+import soxr
 
 from .errors import UsageError
-from .reading import AudioInfo, AudioReader, Samples, Source, printable, read_blocks
+from .reading import AudioInfo, AudioReader, Samples, Source, printable, read_blocks, reason_of
 
 __all__ = [
     "FORMATS",
@@ -225,14 +224,17 @@ def read(
 class AudioWriter:
     """Writes mono blocks [T] to an open sound file, clipped to full scale."""
 
-    def __init__(self, sound: soundfile.SoundFile) -> None:
+    def __init__(self, name: str, sound: soundfile.SoundFile) -> None:
+        self._name = name
         self._sound = sound
+        self._exact = sound.subtype == "PCM_16"
         self.frames = 0
 
     def write(self, block: npt.ArrayLike) -> None:
-        """Append a block [T]."""
+        """Append a block [T]; `UsageError` when it cannot be written."""
         x = np.asarray(block, np.float32)
-        self._sound.write(np.clip(x, -1.0, 1.0))
+        with _writing(self._name):
+            self._sound.write(_sixteen_bits(x) if self._exact else np.clip(x, -1.0, 1.0))
         self.frames += len(x)
 
 
@@ -243,8 +245,8 @@ def write_atomic(
     """Write a sound file beside `path` and rename it there when the block ends without an error.
 
     On an error the temporary file is removed and whatever was at `path` is untouched. The suffix
-    names the format, one of `FORMATS`. Raises `UsageError` for another suffix or a folder that
-    cannot be written to.
+    names the format, one of `FORMATS`. Raises `UsageError` for another suffix, a rate the format
+    cannot have, or a place that cannot be written to.
     """
     target = Path(path)
     name = printable(target)
@@ -256,15 +258,36 @@ def write_atomic(
         )
     container, coding = FORMATS[suffix]
     beside = target.with_name(f".vconv-{secrets.token_hex(8)}.{suffix}")
-    options: dict[str, Any] = {"format": container, "subtype": coding}
+    # By name, as bytes: through a Python file a full disk goes unnoticed, and a name may be
+    # undecodable.
+    where = os.fsencode(beside) if os.name == "posix" else os.fspath(beside)
     try:
-        with beside.open("xb") as file:
-            with soundfile.SoundFile(file, "w", sample_rate, 1, **options) as sound:
-                yield AudioWriter(sound)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UsageError(f"{name}: cannot be written ({error}).") from error
+        with _writing(name):
+            beside.open("xb").close()  # says better than libsndfile why it cannot be made
+            sound = soundfile.SoundFile(where, "w", sample_rate, 1, coding, format=container)
+        try:
+            yield AudioWriter(name, sound)
+        finally:
+            with _writing(name):
+                sound.close()
+        with _writing(name):
+            with beside.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _sixteen_bits(x: Samples) -> npt.NDArray[np.int16]:
+    """Samples rounded to 1/32768, as they are read back; libsndfile would cut them off."""
+    rounded: npt.NDArray[np.int16] = np.clip(np.rint(x * 32768.0), -32768, 32767).astype(np.int16)
+    return rounded
+
+
+@contextmanager
+def _writing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, soundfile.LibsndfileError) as error:
+        reason = reason_of(error).replace("system error", "system error, such as a full disk")
+        raise UsageError(f"{name}: cannot be written ({reason}).") from error

@@ -102,11 +102,16 @@ class DataConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """How to train. Keys of ``RESUMABLE`` may differ when a run is resumed."""
+    """How to train. Keys of ``RESUMABLE`` may differ when a run is resumed.
+
+    ``decode_batch`` windows of a batch at a time go through the decoder, all of them through the
+    encoder: the same gradient in less memory, and on a CPU faster (the activations stay in cache).
+    """
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: Positive = 500_000
     batch: Positive = 32
+    decode_batch: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 4e-4
     warmup: Annotated[int, Field(ge=0)] = 200
     halve_at: tuple[Positive, ...] = ()

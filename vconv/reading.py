@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from .containers import declared_frames
+from .containers import cut_short, plain_wav
 from .errors import InputError
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
@@ -27,12 +27,14 @@ Samples = npt.NDArray[np.float32]
 
 RATES_HZ = (4_000, 192_000)
 MAX_CHANNELS = 8
+_OPEN_ENDED = 1 << 62  # libsndfile's count for an unknown length is 2^63 - 1
+FULL_SCALE = 1 - 2**-15  # the largest 16-bit sample, where recorders clip
 MAX_AMPLITUDE = 16.0  # 24 dB over full scale: beyond any real recording, far below 1e30
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a header says: `frames` is None where the format does not declare its length."""
+    """What a header says: `frames` is None where it leaves the length open (a streamed FLAC)."""
 
     rate: int
     channels: int
@@ -53,15 +55,62 @@ def printable(name: str | os.PathLike[str]) -> str:
     )
 
 
+class _Guarded:
+    """A binary file as libsndfile's callbacks read it: an error is kept, where they would print it.
+
+    A kept error reads as the end of the file. With `head`, that stands in the place of all before
+    position `begin`.
+    """
+
+    def __init__(self, file: BinaryIO, head: bytes = b"", begin: int = 0) -> None:
+        self._file = file
+        self._head = head
+        self._shift = begin - len(head)
+        self._size = file.seek(0, os.SEEK_END) - self._shift
+        self._at = 0
+        self.error: OSError | None = None
+
+    def read(self, count: int) -> bytes:
+        start = self._head[self._at : self._at + count]
+        rest = b""
+        if len(start) < count:
+            try:
+                self._file.seek(self._at + len(start) + self._shift)
+                rest = self._file.read(count - len(start))
+            except OSError as error:
+                self.error = error
+        self._at += len(start) + len(rest)
+        return start + rest
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)  # a damaged header may send it before the start
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
+    """A sound file that is only read onwards.
+
+    soundfile seeks after every read of a seekable file, to where it already is; in a damaged
+    FLAC that fails instead of giving what was decoded, and in an MP3 it alters samples.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 class AudioReader:
     """An opened recording: `info`, then its mono blocks by iteration, once. A context manager.
 
     Args:
         source: a path, the bytes of a file, or a seekable binary file.
-        block_seconds: length of a block; the last one is shorter.
+        block_seconds: length of a block at most; the last one is shorter.
         channel: the channel to take; None takes the mean of all.
         allow_truncated: take what is there of a recording that was cut short.
-        max_seconds: refuse recordings longer than this.
+        max_seconds: refuse recordings longer than this, from their header or while decoding.
 
     Raises `InputError`, "<file>: <reason>", at once for what the header shows and during iteration
     for what only decoding shows.
@@ -76,6 +125,7 @@ class AudioReader:
         allow_truncated: bool = False,
         max_seconds: float | None = None,
     ) -> None:
+        self._allow_truncated = allow_truncated
         self.name, self._file, self._owned = _open(source)
         try:
             self._sound = self._decoder()
@@ -84,11 +134,14 @@ class AudioReader:
             self.close()
             raise
         self._channel = channel
-        self._allow_truncated = allow_truncated
         self._max_frames = None if max_seconds is None else math.ceil(max_seconds * self.info.rate)
         self._block = max(1, round(block_seconds * self.info.rate))
+        if allow_truncated:
+            # The block in which a decoder fails is lost, so let little be lost.
+            self._block = min(self._block, 1_024)
         self._energy = np.zeros(2)  # of the channels, of their mean
-        self.peak = 0.0
+        self.peak = 0.0  # of what was read so far, and how many samples were at full scale
+        self.clipped = 0
 
     @property
     def mix_cancels(self) -> bool:
@@ -99,7 +152,7 @@ class AudioReader:
     def __iter__(self) -> Iterator[Samples]:
         delivered = 0
         while True:
-            block = self._read()
+            block = self._read(delivered)
             if len(block) == 0:
                 break
             self._check(block, delivered)
@@ -110,9 +163,7 @@ class AudioReader:
             yield self._mono(block)
         declared = self.info.frames
         if declared is not None and delivered < declared and not self._allow_truncated:
-            raise self._error(
-                f"was cut short: {declared:,} frames are declared, {delivered:,} are there"
-            )
+            raise self._error(_counts(declared, delivered))
         if delivered == 0:
             raise self._error("contains no samples")
 
@@ -135,18 +186,17 @@ class AudioReader:
         if self._owned:
             self._file.close()
 
-    def _decoder(self) -> soundfile.SoundFile:
-        self._file.seek(0, os.SEEK_END)
-        size = self._file.tell()
-        if size == 0:
-            raise self._error("is empty")
-        self._file.seek(0)
-        self._declared = declared_frames(self._file, size)
-        self._file.seek(0)
+    def _decoder(self) -> "_Sequential":
         try:
-            return soundfile.SoundFile(self._file)
+            if self._file.seek(0, os.SEEK_END) == 0:
+                raise self._error("is empty")
+            missing = None if self._allow_truncated else cut_short(self._file)
+            if missing is not None:
+                raise self._error(f"was cut short: {missing}")
+            self._guarded = _Guarded(self._file, *(plain_wav(self._file) or ()))
+            return _Sequential(self._guarded)
         except (soundfile.LibsndfileError, OSError, ValueError) as error:
-            raise self._error(f"cannot be read as audio ({_reason(error)})") from None
+            raise self._error(f"cannot be read as audio ({reason_of(error)})") from None
 
     def _checked_info(self, channel: int | None, max_seconds: float | None) -> AudioInfo:
         rate, channels = self._sound.samplerate, self._sound.channels
@@ -157,9 +207,7 @@ class AudioReader:
             raise self._error(f"has {channels:,} channels; allowed are 1 to {MAX_CHANNELS}")
         if channel is not None and not 0 <= channel < channels:
             raise self._error(f"has no channel {channel}; there are {channels}, counted from 0")
-        frames: int | None = self._sound.frames
-        if self._declared is not None:
-            frames = self._declared.frames(self._sound.frames)
+        frames = None if self._sound.frames >= _OPEN_ENDED else self._sound.frames
         if frames == 0:
             raise self._error("contains no samples")
         if frames is not None and max_seconds is not None and frames > max_seconds * rate:
@@ -168,11 +216,16 @@ class AudioReader:
             )
         return AudioInfo(rate, channels, frames)
 
-    def _read(self) -> Samples:
+    def _read(self, delivered: int) -> Samples:
         try:
             block: Samples = self._sound.read(self._block, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError) as error:
-            raise self._error(f"cannot be decoded ({_reason(error)})") from None
+            if self._allow_truncated:
+                return np.zeros((0, self.info.channels), np.float32)
+            counts = _counts(self.info.frames, delivered)
+            raise self._error(f"{counts} ({reason_of(error)})") from None
+        if self._guarded.error is not None:
+            raise self._error(f"cannot be read ({reason_of(self._guarded.error)})")
         return block
 
     def _check(self, block: Samples, first: int) -> None:
@@ -187,6 +240,8 @@ class AudioReader:
                 f"{MAX_AMPLITUDE:g} times full scale"
             )
         self.peak = max(self.peak, peak)
+        if peak >= FULL_SCALE:
+            self.clipped += int(np.count_nonzero(np.abs(block) >= FULL_SCALE))
 
     def _mono(self, block: Samples) -> Samples:
         if self._channel is not None:
@@ -239,11 +294,19 @@ def _open(source: Source) -> tuple[str, BinaryIO, bool]:
         what = "is a link to a missing file" if path.is_symlink() else "does not exist"
         raise InputError(f"{name}: {what}.") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{name}: cannot be opened ({_reason(error)}).") from None
+        raise InputError(f"{name}: cannot be opened ({reason_of(error)}).") from None
 
 
-def _reason(error: Exception) -> str:
+def _counts(declared: int | None, delivered: int) -> str:
+    if declared is None:
+        return f"is damaged after {delivered:,} frames"
+    return f"was cut short or is damaged: {declared:,} frames declared, {delivered:,} are there"
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file operation failed, as a clause to put in brackets."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else ""
     if isinstance(error, soundfile.LibsndfileError):
         text = error.error_string
-    return (text or str(error) or type(error).__name__).strip().rstrip(".").lower()
+    text = (text or str(error) or type(error).__name__).strip().rstrip(".").lower()
+    return text.removeprefix("error : ")

@@ -1,7 +1,6 @@
 // The kernels for x86-64 processors with AVX2 and FMA (Haswell, Zen and later).
 #if defined(__x86_64__)
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -17,6 +16,7 @@
 #define VCONV_NAME avx2
 #define VCONV_VECTOR 8
 #define VCONV_COLUMNS 3  // 12 of 16 registers
+#define VCONV_KEEP(vector) asm("" : "+x"(vector))
 #include "kernels_impl.h"
 
 #if defined(__clang__)
@@ -25,8 +25,8 @@
 
 namespace vconv {
 const Kernels kernels_avx2 = {
-    "avx2",      avx2::kVector, avx2::kPanelVectors* avx2::kVector, avx2::accumulate, avx2::gate,
-    avx2::add,   avx2::interpolate, avx2::rectify, avx2::draw,
+    "avx2", avx2::kVector, avx2::kPanelVectors * avx2::kVector, avx2::accumulate, avx2::gate,
+    avx2::add, avx2::interpolate, avx2::rectify, avx2::draw,
 };
 }
 

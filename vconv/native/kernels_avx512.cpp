@@ -1,7 +1,6 @@
 // The kernels for x86-64 processors with AVX-512 (Skylake-X, Zen 4 and later).
 #if defined(__x86_64__)
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -17,6 +16,7 @@
 #define VCONV_NAME avx512
 #define VCONV_VECTOR 16
 #define VCONV_COLUMNS 6  // 24 of 32 registers
+#define VCONV_KEEP(vector) asm("" : "+v"(vector))
 #include "kernels_impl.h"
 
 #if defined(__clang__)
@@ -25,8 +25,8 @@
 
 namespace vconv {
 const Kernels kernels_avx512 = {
-    "avx512",     avx512::kVector, avx512::kPanelVectors* avx512::kVector, avx512::accumulate, avx512::gate,
-    avx512::add,   avx512::interpolate, avx512::rectify, avx512::draw,
+    "avx512", avx512::kVector, avx512::kPanelVectors * avx512::kVector, avx512::accumulate, avx512::gate,
+    avx512::add, avx512::interpolate, avx512::rectify, avx512::draw,
 };
 }
 

@@ -1,5 +1,4 @@
 // The kernels for any processor: vectors of four, which compile to SSE2 on x86-64 and NEON on AArch64.
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -13,12 +12,12 @@
 #else
 #define VCONV_COLUMNS 2  // 16, and a product needs one for itself
 #endif
+#define VCONV_KEEP(vector) static_cast<void>(vector)
 #include "kernels_impl.h"
 
 namespace vconv {
 const Kernels kernels_generic = {
-    "generic",         generic::kVector,     generic::kPanelVectors* generic::kVector,
-    generic::accumulate, generic::gate,      generic::add,
-    generic::interpolate, generic::rectify,  generic::draw,
+    "generic", generic::kVector, generic::kPanelVectors * generic::kVector, generic::accumulate, generic::gate,
+    generic::add, generic::interpolate, generic::rectify, generic::draw,
 };
 }

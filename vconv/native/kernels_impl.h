@@ -2,8 +2,8 @@
 // instruction set, which first sets
 //   VCONV_NAME      the code path's name, also the namespace that keeps the copies apart
 //   VCONV_VECTOR    floats in a vector
-//   VCONV_COLUMNS   columns that share a weight load (so many times 4 vectors of sums must fit the
-//                   register file, beside 4 of weights)
+//   VCONV_COLUMNS   columns that share a weight load: 4 vectors of sums for each must fit the registers
+//   VCONV_KEEP(v)   keeps the vector v in a register
 // Standard headers are included by that file before it selects the instruction set: an inline function
 // of theirs compiled here could otherwise be the copy that a lesser processor is given.
 
@@ -21,6 +21,9 @@ typedef std::int32_t Integers __attribute__((vector_size(kVector * sizeof(float)
 
 #define VCONV_INLINE static inline __attribute__((always_inline))
 
+// Not std::min, whose copy compiled here could serve the whole program.
+VCONV_INLINE std::size_t smaller(std::size_t a, std::size_t b) { return b < a ? b : a; }
+
 VCONV_INLINE Vector load(const float* p) {
     Vector v;
     std::memcpy(&v, p, sizeof v);
@@ -29,7 +32,7 @@ VCONV_INLINE Vector load(const float* p) {
 
 VCONV_INLINE void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
-VCONV_INLINE Vector splat(float x) { return Vector{} + x; }
+VCONV_INLINE Vector splat(float x) { return x - Vector{}; }  // x - 0 is x, folded; x + 0 is not
 
 // a * b + c, fused where the instruction set can. Written only here, so that no expression leaves the
 // compiler a choice of which product to fuse.
@@ -37,28 +40,43 @@ VCONV_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + 
 
 // ---- matrix products ------------------------------------------------------------------------------
 
+template <std::size_t VECTORS, std::size_t COLUMNS>
+using Sums = Vector[COLUMNS][VECTORS];
+
+// One input's share: every sum gains its weight times its column's x.
+template <std::size_t VECTORS, std::size_t COLUMNS>
+VCONV_INLINE void accumulate_input(Sums<VECTORS, COLUMNS>& sum, const float* weights,
+                                   const float* in, std::size_t in_stride) {
+    Vector weight[VECTORS];
+    for (std::size_t v = 0; v < VECTORS; ++v) {
+        weight[v] = load(weights + v * kVector);
+        if constexpr (COLUMNS == 2) {
+            // Two columns are what loads can limit: without this the compiler would fetch the
+            // weight again for the second. (One has no second use; three leave no register free.)
+            VCONV_KEEP(weight[v]);
+        }
+    }
+    for (std::size_t c = 0; c < COLUMNS; ++c) {
+        const Vector x = splat(in[c * in_stride]);
+        for (std::size_t v = 0; v < VECTORS; ++v) {
+            sum[c][v] = multiply_add(weight[v], x, sum[c][v]);
+        }
+    }
+}
+
 // VECTORS vectors of outputs for COLUMNS columns, summed in registers over all inputs.
 template <std::size_t VECTORS, std::size_t COLUMNS>
 VCONV_INLINE void accumulate_tile(std::size_t inputs, const float* weights,
                                   std::size_t weight_stride, const float* in, std::size_t in_stride,
                                   float* out, std::size_t out_stride) {
-    Vector sum[COLUMNS][VECTORS];
+    Sums<VECTORS, COLUMNS> sum;
     for (std::size_t c = 0; c < COLUMNS; ++c) {
         for (std::size_t v = 0; v < VECTORS; ++v) {
             sum[c][v] = load(out + c * out_stride + v * kVector);
         }
     }
     for (std::size_t i = 0; i < inputs; ++i) {
-        Vector weight[VECTORS];
-        for (std::size_t v = 0; v < VECTORS; ++v) {
-            weight[v] = load(weights + v * kVector);
-        }
-        for (std::size_t c = 0; c < COLUMNS; ++c) {
-            const Vector x = splat(in[c * in_stride + i]);
-            for (std::size_t v = 0; v < VECTORS; ++v) {
-                sum[c][v] = multiply_add(weight[v], x, sum[c][v]);
-            }
-        }
+        accumulate_input<VECTORS, COLUMNS>(sum, weights, in + i, in_stride);
         weights += weight_stride;
     }
     for (std::size_t c = 0; c < COLUMNS; ++c) {
@@ -101,7 +119,7 @@ void accumulate(const Matrix& matrix, const float* in, std::size_t in_stride, fl
     const std::size_t inputs = matrix.inputs;
     const float* weights = matrix.weights;
     for (std::size_t first = 0; first < matrix.outputs; first += kPanelVectors * kVector) {
-        const std::size_t width = std::min(kPanelVectors * kVector, matrix.outputs - first);
+        const std::size_t width = smaller(kPanelVectors * kVector, matrix.outputs - first);
         if (columns == 1 && width == kPanelVectors * kVector) {
             accumulate_tile<kPanelVectors, 1>(inputs, weights, width, in, in_stride, out + first,
                                               out_stride);
@@ -111,7 +129,11 @@ void accumulate(const Matrix& matrix, const float* in, std::size_t in_stride, fl
                 accumulate_columns<kTileVectors, kColumns>(inputs, weights + o, width, in, in_stride,
                                                            out + first + o, out_stride, columns);
             }
-            for (; o < width; o += kVector) {
+            for (; o + 2 * kVector <= width; o += 2 * kVector) {
+                accumulate_columns<2, kColumns>(inputs, weights + o, width, in, in_stride,
+                                                out + first + o, out_stride, columns);
+            }
+            if (o < width) {
                 accumulate_columns<1, kColumns>(inputs, weights + o, width, in, in_stride,
                                                 out + first + o, out_stride, columns);
             }
@@ -128,39 +150,38 @@ VCONV_INLINE Vector clamp(Vector x, float low, float high) {
     return x > splat(high) ? splat(high) : x;
 }
 
-// e^x for |x| <= 87, within 1.2e-7 of the true value, relatively: e^x = 2^n e^r with n the integer
-// nearest to x / ln 2 and |r| <= ln(2) / 2, where the Taylor series to r^7 is exact to float.
-VCONV_INLINE Vector exponential(Vector x) {
-    const Vector shift = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in
-                                              // the low bits of the mantissa
-    const Vector shifted = multiply_add(x, splat(1.44269504f), shift);
-    const Vector n = shifted - shift;
-    Vector r = multiply_add(n, splat(-0.693359375f), x);  // ln 2 in two parts, the first exact in n
-    r = multiply_add(n, splat(2.12194440e-4f), r);
-    Vector p = splat(1.0f / 5040);
-    p = multiply_add(p, r, splat(1.0f / 720));
-    p = multiply_add(p, r, splat(1.0f / 120));
-    p = multiply_add(p, r, splat(1.0f / 24));
-    p = multiply_add(p, r, splat(1.0f / 6));
-    p = multiply_add(p, r, splat(0.5f));
-    p = multiply_add(p, r, splat(1.0f));
-    p = multiply_add(p, r, splat(1.0f));
-    Integers bits;  // 2^n is an addition to the exponent
-    std::memcpy(&bits, &shifted, sizeof bits);
-    Integers power;
-    std::memcpy(&power, &p, sizeof power);
-    power += bits << 23;
-    std::memcpy(&p, &power, sizeof p);
+// e^(factor x) for |factor x| <= 87, with log2e_factor = factor / ln 2: with t = log2e_factor x,
+// n the integer nearest to t and f = t - n, it is 2^n 2^f. The polynomial is the minimax one of degree
+// 5 for 2^f on |f| <= 1/2 with p(0) = 1: within 1.1e-7, relatively. Rounding log2e_factor adds
+// 3e-8 |factor x|.
+VCONV_INLINE Vector exponential(Vector x, float log2e_factor) {
+    const Vector factor = splat(log2e_factor);
+    const Vector shift = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves n in the low bits
+    const Vector shifted = multiply_add(x, factor, shift);
+    const Vector f = multiply_add(x, factor, shift - shifted);
+    Vector p = splat(1.3264727e-3f);
+    p = multiply_add(p, f, splat(9.671513e-3f));
+    p = multiply_add(p, f, splat(5.5507336e-2f));
+    p = multiply_add(p, f, splat(2.4022242e-1f));
+    p = multiply_add(p, f, splat(6.93147e-1f));
+    p = multiply_add(p, f, splat(1.0f));
+    Integers n, bits;  // multiplying by 2^n is adding n to the exponent
+    std::memcpy(&n, &shifted, sizeof n);
+    std::memcpy(&bits, &p, sizeof bits);
+    bits += n << 23;
+    std::memcpy(&p, &bits, sizeof p);
     return p;
 }
+
+constexpr float kLog2E = 1.44269504f;
 
 // tanh(a) sigmoid(b) = (A - 1) / ((A + 1) (B + 1)) with A = e^2a, B = e^-b: one division. Beyond the
 // bounds both functions equal their limits to float, and the products stay far from overflow.
 void gate(std::size_t width, const float* h, float* z) {
     const Vector one = splat(1.0f);
     for (std::size_t i = 0; i < width; i += kVector) {
-        const Vector a = exponential(clamp(load(h + i), -10.0f, 10.0f) * splat(2.0f));
-        const Vector b = exponential(clamp(splat(0.0f) - load(h + width + i), -40.0f, 40.0f));
+        const Vector a = exponential(clamp(load(h + i), -10.0f, 10.0f), 2.0f * kLog2E);
+        const Vector b = exponential(clamp(load(h + width + i), -40.0f, 40.0f), -kLog2E);
         store(z + i, (a - one) / ((a + one) * (b + one)));
     }
 }
@@ -230,16 +251,17 @@ int draw(std::size_t levels, float* logits, float temperature, float uniform) {
     }
     for (std::size_t i = 0; i < levels; i += kVector) {
         const Vector scaled = (load(logits + i) - splat(top)) / splat(temperature);
-        store(logits + i, exponential(clamp(scaled, -87.0f, 0.0f)));
+        const Vector weight = exponential(clamp(scaled, -87.0f, 0.0f), kLog2E);
+        store(logits + i, scaled < splat(-87.0f) ? splat(0.0f) : weight);  // as the true one would
     }
     double total = 0.0;
     for (std::size_t first = 0; first < levels; first += kRun) {
-        total += sum_run(logits + first, std::min(kRun, levels - first));
+        total += sum_run(logits + first, smaller(kRun, levels - first));
     }
     const double target = static_cast<double>(uniform) * total;
     double before = 0.0;
     for (std::size_t first = 0; first < levels; first += kRun) {
-        const std::size_t count = std::min(kRun, levels - first);
+        const std::size_t count = smaller(kRun, levels - first);
         const double after = before + sum_run(logits + first, count);
         if (after > target) {
             double within = 0.0;

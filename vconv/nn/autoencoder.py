@@ -14,7 +14,6 @@ from .bottleneck import VQ, BottleneckResult
 from .conditioner import LinearConditioner
 from .encoder import Encoder
 from .features import LogMel
-from .layers import replace_by_neighbours
 from .wavenet import State, WaveNet
 
 
@@ -78,24 +77,6 @@ class Autoencoder(nn.Module):
         conditioning = self.condition(z, speaker)[:, steps]
         logits, _ = self.decoder.wavenet(inputs, conditioning, state, wanted=wanted)
         return logits
-
-    def forward(
-        self,
-        wav: Tensor,
-        inputs: Tensor,
-        speakers: Tensor,
-        *,
-        steps: slice,
-        wanted: int,
-        jitter: Tensor | None = None,
-    ) -> tuple[Tensor, BottleneckResult]:
-        """wav [B, T], inputs [B, T'] (codes), speakers [B] -> (logits [B, wanted, Q], units)."""
-        result = self.encode(wav)
-        z = result.z if jitter is None else replace_by_neighbours(result.z, jitter)
-        state = self.decoder.wavenet.no_context(len(inputs))
-        vectors = self.speaker_vectors(speakers)
-        logits = self.decode(z, vectors, inputs, state, steps=steps, wanted=wanted)
-        return logits, result
 
 
 def build_geometry(config: ModelConfig) -> Geometry:

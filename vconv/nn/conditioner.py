@@ -20,6 +20,7 @@ class LinearConditioner(nn.Module):
 
     def __init__(self, latents: int, speaker: int, channels: int) -> None:
         super().__init__()
+        self.repeats = UNIT_FRAMES  # TorchScript sees attributes, not a module's constants
         self.mix = nn.Conv1d(latents, channels, 3)
         self.frames = nn.ModuleList(
             [nn.Conv1d(channels + speaker, channels, 3), nn.Conv1d(channels, channels, 3)]
@@ -29,7 +30,7 @@ class LinearConditioner(nn.Module):
         """latents [B, D, U], speaker [B, E] -> conditioning [B, F, C]."""
         units = self.mix(latents)
         speaker = speaker[:, :, None].expand(-1, -1, units.shape[2])
-        x = torch.cat([units, speaker], dim=1).repeat_interleave(UNIT_FRAMES, dim=2)
+        x = torch.cat([units, speaker], dim=1).repeat_interleave(self.repeats, dim=2)
         for conv in self.frames:
             x = torch.relu(conv(x))
         return x.transpose(1, 2)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .layers import interpolate
+from .layers import gated, interpolate
 
 State = list[Tensor]
 
@@ -44,8 +44,7 @@ class GatedLayer(nn.Module):
         steps = x.shape[1] - self.reach
         taps = [x[:, j * self.dilation :][:, :steps] for j in range(self.kernel)]
         hidden = self.dilated(torch.cat(taps, dim=2)) + projected[:, projected.shape[1] - steps :]
-        filtered, gate = hidden.chunk(2, dim=2)
-        z = torch.tanh(filtered) * torch.sigmoid(gate)
+        z = gated(hidden)
         y = x[:, self.reach :]
         if self.residual is not None:
             y = y + self.residual(z)

@@ -1,0 +1,169 @@
+"""The wiring that a falling loss does not prove: who conditions whom, where and when."""
+
+import numpy as np
+import pytest
+import torch
+from networks import network, speech
+from torch.nn import functional
+
+from vconv.geometry import Span
+
+WINDOW = 640
+
+
+def case(model, batch: int = 3):
+    """wav, inputs, targets and speakers of random windows."""
+    geometry = model.geometry
+    plan = geometry.plan(WINDOW, lead=geometry.lead_samples)
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randint(
+        256, (batch, WINDOW + geometry.receptive_field), generator=generator
+    )
+    speakers = torch.arange(batch) % model.speakers.num_embeddings
+    steps = slice(plan.skip, plan.skip + plan.steps)
+    return speech(batch, plan.wav_length), codes[:, :-1], codes[:, -WINDOW:], speakers, steps
+
+
+def unit_span(geometry, plan, step: int) -> Span:
+    """The units, counted from the excerpt's first, that used conditioning step ``step`` reads."""
+    made = geometry.conditioner.outputs(Span(0, plan.units))
+    first = made.start + plan.skip + step
+    return geometry.conditioner.inputs(Span(first, first + 1))
+
+
+def logits_of(model, wav, inputs, speakers, steps, z=None):
+    z = model.encode(wav).z if z is None else z
+    return model.decode(
+        z,
+        model.speaker_vectors(speakers),
+        inputs,
+        model.decoder.wavenet.no_context(len(inputs)),
+        steps=steps,
+        wanted=WINDOW,
+    )
+
+
+def test_permuting_the_batch_permutes_the_logits():
+    model = network()
+    wav, inputs, _, speakers, steps = case(model, 4)
+    order = torch.tensor([2, 0, 3, 1])
+    permuted = logits_of(model, wav[order], inputs[order], speakers[order], steps)
+    whole = logits_of(model, wav, inputs, speakers, steps)
+    torch.testing.assert_close(permuted, whole[order], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1, 3, 5])
+def test_a_latent_changes_only_its_item_and_only_its_window(unit):
+    model = network()
+    wav, inputs, _, speakers, steps = case(model)
+    z = model.encode(wav).z.detach()
+    changed = z.clone()
+    changed[1, :, unit] += 1.0
+    before = logits_of(model, wav, inputs, speakers, steps, z)
+    after = logits_of(model, wav, inputs, speakers, steps, changed)
+    difference = (after - before).abs().amax(2)
+    assert difference[0].max() == 0
+    assert difference[2].max() == 0
+    geometry = model.geometry
+    touched = difference[1].nonzero()[:, 0]
+    reach = geometry.receptive_field - 1
+    # Conditioning step s of the chunk serves the samples between its neighbours; every output
+    # whose receptive field holds one of them may change, no other may.
+    plan = geometry.plan(WINDOW, lead=geometry.lead_samples)
+    reads = [
+        step
+        for step in range(plan.steps)
+        if (span := unit_span(geometry, plan, step)).start <= unit < span.stop
+    ]
+    hop = geometry.conditioning_hop
+    first = max(0, (reads[0] - 1) * hop + 1 - geometry.lead_samples)
+    last = min(WINDOW - 1, (reads[-1] + 1) * hop - 1 + reach - geometry.lead_samples)
+    assert first <= int(touched[0])
+    assert int(touched[-1]) <= last
+
+
+def test_every_latent_channel_gets_a_gradient():
+    model = network()
+    wav, inputs, targets, speakers, steps = case(model)
+    z = model.encode(wav).z.detach().requires_grad_()
+    logits = logits_of(model, wav, inputs, speakers, steps, z)
+    functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    assert (z.grad.abs().sum((0, 2)) > 0).all()
+
+
+def test_another_speaker_changes_the_logits_of_its_item_only():
+    model = network()
+    wav, inputs, _, speakers, steps = case(model)
+    other = speakers.clone()
+    other[1] = (other[1] + 1) % 4
+    before = logits_of(model, wav, inputs, speakers, steps)
+    after = logits_of(model, wav, inputs, other, steps)
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[2], after[2])
+    assert (before[1] - after[1]).abs().max() > 1e-3
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_items():
+    model = network()
+    wav, inputs, targets, speakers, steps = case(model)
+
+    def loss(rows: slice) -> torch.Tensor:
+        logits = logits_of(model, wav[rows], inputs[rows], speakers[rows], steps)
+        return functional.cross_entropy(logits.flatten(0, 1), targets[rows].flatten())
+
+    items = torch.stack([loss(slice(i, i + 1)) for i in range(3)])
+    torch.testing.assert_close(loss(slice(None)), items.mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_of_a_window_is_the_mean_of_its_halves():
+    model = network()
+    wav, inputs, targets, speakers, steps = case(model)
+    whole = logits_of(model, wav, inputs, speakers, steps)
+    geometry = model.geometry
+    half = WINDOW // 2
+    plan = geometry.plan(half, lead=geometry.lead_samples)
+    inner = slice(plan.skip, plan.skip + plan.steps)
+    parts = []
+    for first in (0, half):
+        excerpt = wav[:, first : first + plan.wav_length]
+        ins = inputs[:, first : first + half + geometry.receptive_field - 1]
+        parts.append(
+            model.decode(
+                model.encode(excerpt).z,
+                model.speaker_vectors(speakers),
+                ins,
+                model.decoder.wavenet.no_context(3),
+                steps=inner,
+                wanted=half,
+            )
+        )
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-4)
+
+
+def test_speaker_rows_equal_brute_force_for_any_shape_of_indices():
+    model = network()
+    for shape in [(), (3,), (2, 3), (2, 1, 4)]:
+        indices = torch.randint(4, shape)
+        rows = model.speaker_vectors(indices)
+        assert rows.shape == (*shape, 5)
+        for index in np.ndindex(shape):
+            assert torch.equal(rows[index], model.speakers.weight[int(indices[index])])
+
+
+def test_the_network_sees_the_units_at_the_right_time():
+    """A click in the input changes conditioning around its own position in the output."""
+    model = network(quantised=False)
+    geometry = model.geometry
+    samples = 6400
+    plan = geometry.plan(samples)
+    wav = speech(1, plan.wav_length)
+    clicked = wav.clone()
+    at = 3200
+    clicked[:, plan.left + at] += 5.0
+    vectors = model.speaker_vectors(torch.tensor([0]))
+    used = slice(plan.skip, plan.skip + plan.steps)
+    before = model.condition(model.encode(wav).z, vectors)[:, used]
+    after = model.condition(model.encode(clicked).z, vectors)[:, used]
+    energy = (after - before).square().sum(2)[0].detach()
+    centre = float((energy * torch.arange(len(energy))).sum() / energy.sum()) * 160
+    assert abs(centre - at) < 320

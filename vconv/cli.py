@@ -1,0 +1,326 @@
+"""The command line. Data goes to stdout; messages and bars go to stderr.
+
+Commands import what they need when they run, so that ``vconv -h`` is quick and converting needs
+no torch; the exit codes are those of ``errors`` (0 done, 1 some inputs failed, 128 + signal).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from .errors import SetupError, VconvError
+
+app = typer.Typer(
+    name="vconv",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Voice conversion: say something in any voice, hear it in a chosen speaker's.",
+)
+# The base of typer's own usage errors, whichever click it is built on.
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+ModelOption = Annotated[
+    str, typer.Option("-m", "--model", help="A bundled model's name, or a bundle's folder.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere).")
+    ] = False,
+) -> None:
+    if version:
+        from . import __version__
+
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+@app.command(no_args_is_help=False)
+def convert(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Recordings, folders, or - for stdin.")
+    ],
+    speaker: Annotated[
+        str,
+        typer.Option("-s", "--speaker", help="Name, index, index:N, or a mixture a:0.7,b:0.3."),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="A file for one input, a folder for several, - for stdout; by default "
+            "<stem>.<speaker>.wav beside the input.",
+        ),
+    ] = None,
+    model: ModelOption = "demo",
+    device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda[:N].")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, native or torchscript.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="Of the draws: 1 as trained, 0 the likeliest.")
+    ] = 1.0,
+    recursive: Annotated[
+        bool, typer.Option("-r", "--recursive", help="Look into sub-folders.")
+    ] = False,
+    format_name: Annotated[
+        str | None, typer.Option("-f", "--format", help="wav, flac, ogg or mp3.")
+    ] = None,
+    sample_rate: Annotated[
+        int | None, typer.Option(help="The output's rate in Hz; by default the model's.")
+    ] = None,
+    level: Annotated[
+        str, typer.Option(help="keep, match (the input's loudness) or peak (-1 dB).")
+    ] = "keep",
+    channel: Annotated[
+        int | None, typer.Option(help="Take this channel (from 0); by default the mean.")
+    ] = None,
+    allow_truncated: Annotated[
+        bool, typer.Option("--allow-truncated", help="Convert what is there of a cut file.")
+    ] = False,
+    max_duration: Annotated[
+        float | None, typer.Option(help="Refuse recordings longer than so many seconds.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace outputs that exist.")
+    ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Pass over outputs that exist.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a file on stdout.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors and warnings.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+) -> int:
+    """Say recordings in a speaker's voice."""
+    from .convert_command import Options, convert_all
+
+    return convert_all(
+        inputs,
+        output,
+        Options(
+            model=model,
+            device=device,
+            engine=engine,
+            speaker=speaker,
+            seed=seed,
+            temperature=temperature,
+            level=level,
+            format_name=format_name,
+            sample_rate=sample_rate,
+            channel=channel,
+            allow_truncated=allow_truncated,
+            max_duration=max_duration,
+            recursive=recursive,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+            as_json=as_json,
+            quiet=quiet,
+            verbose=verbose,
+        ),
+        report_error,
+    )
+
+
+@app.command()
+def speakers(model: ModelOption = "demo", as_json: JsonOption = False) -> int:
+    """List a model's speakers: index and name."""
+    from .bundle import Bundle
+
+    names = Bundle.find(model).speakers.names
+    if as_json:
+        print(json.dumps([{"index": index, "name": name} for index, name in enumerate(names)]))
+    else:
+        print("\n".join(f"{index}\t{name}" for index, name in enumerate(names)))
+    return 0
+
+
+@app.command()
+def info(model: ModelOption = "demo", as_json: JsonOption = False) -> int:
+    """Say what a model is, how good it is and what it was trained on."""
+    from .bundle import Bundle
+    from .describe import describe, describe_json
+
+    manifest = Bundle.find(model).manifest
+    print(json.dumps(describe_json(manifest), indent=1) if as_json else describe(manifest))
+    return 0
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    as_json: JsonOption = False,
+) -> int:
+    """Hold every part of a bundle against its weights and its golden figures."""
+    with _extra("export"):
+        from vconv.export.verify import verify as run_verify
+    raise NotImplementedError(run_verify, bundle, as_json)
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        Path, typer.Argument(help="A folder per speaker, or a CSV or JSONL manifest.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The corpus folder.")],
+    heldout: Annotated[
+        float, typer.Option(help="Share of each speaker's recordings held out.")
+    ] = 0.02,
+    trim: Annotated[bool, typer.Option("--trim", help="Cut silence off both ends.")] = False,
+    licence: Annotated[str, typer.Option(help="A note kept with the corpus.")] = "",
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", help="Processes; by default one per CPU.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the corpus there.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Prepare recordings as a corpus to train on."""
+    with _extra("train"):
+        from vconv.train.prepare import prepare as run_prepare
+    report = run_prepare(
+        source, output, heldout=heldout, trim=trim, licence=licence, jobs=jobs, overwrite=overwrite
+    )
+    if as_json:
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(report)))
+        return 0
+    for what, why in report.rejected:
+        _say(f"left out {_printable(what)}: {why}")
+    _say(
+        f"{_printable(output)}: {report.utterances:,} utterances of "
+        f"{len(report.hours_per_speaker):,} speakers, {report.hours:.2f} h, "
+        f"{report.heldout_utterances:,} held out; {len(report.rejected):,} left out, "
+        f"{len(report.clipped):,} clipped, {len(report.silent):,} silent"
+    )
+    return 0
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
+    run: Annotated[
+        str | None, typer.Option(help="The run's name; by default the config's.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="auto, never, or the path of a run or checkpoint.")
+    ] = "auto",
+    smoke_test: Annotated[
+        bool, typer.Option("--smoke-test", help="Only a few steps, with all that belongs to them.")
+    ] = False,
+) -> int:
+    """Train a model, or go on with a run that was interrupted."""
+    with _extra("train"):
+        from vconv.train.run import train_command
+    return train_command(
+        config, run=run, overrides=overrides or [], resume=resume, smoke_test=smoke_test
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder.")],
+) -> int:
+    """Export a trained run as a bundle, and prove the two equal."""
+    with _extra("export"):
+        from vconv.export.bundle import export_run
+    raise NotImplementedError(export_run, run, output)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in options
+    arguments = [a for a in options if a != "--debug"] + arguments[len(options) :]
+    # As exceptions, signals leave through the blocks that remove temporary files. `train` has
+    # handlers of its own while it runs.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _leave)
+    sys.exit(_run(arguments, debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        code = app(args=arguments, prog_name="vconv", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except BrokenPipeError:
+        # The reader of our stdout left (`vconv speakers | head`): nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return report_error(error)
+
+
+def report_error(error: Exception) -> int:
+    """Print an error as one line on stderr; returns the exit code that it asks for."""
+    code = 1
+    if isinstance(error, VconvError):
+        text, code = str(error), error.exit_code
+    elif isinstance(error, _CommandLineError):
+        text, code = error.format_message(), 2  # type: ignore[attr-defined]
+    elif isinstance(error, MemoryError):
+        text, code = "there is not enough memory.", SetupError.exit_code
+    else:
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        text = f"this is a fault of vconv's ({what}); --debug shows where."
+    print(f"vconv: error: {_printable(text)}", file=sys.stderr)
+    return code
+
+
+class _extra:
+    """Imports of an optional part; a package that is missing becomes one sentence."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ImportError):
+            raise SetupError(
+                f"{error.name or 'a package'} is missing ({error}); install what this command "
+                f"needs: pip install 'vconv[{self._name}]'."
+            ) from error
+
+
+def _leave(number: int, frame: Any) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _printable(text: str | os.PathLike[str]) -> str:
+    from .reading import printable
+
+    return printable(text)

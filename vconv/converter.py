@@ -1,0 +1,340 @@
+"""Converting recordings: the public face of a loaded model.
+
+A ``Converter`` holds a model and nothing of any conversion, so one may serve many threads; each
+conversion is a ``stream.Session`` of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .audio import SAMPLE_RATE, resampled_length, write_atomic
+from .bundle import Bundle
+from .errors import UsageError
+from .inputs import Recording, as_samples, checked_rate, open_input
+from .loudness import Level, Loudness, checked_level, gain, levelled
+from .manifest import Manifest
+from .model import Model
+from .reading import Samples, printable
+from .results import Cancelled, Conversion, Progress, Units, WrittenFile
+from .speakers import Query, SpeakerMap
+from .stream import ChunkEncoder, Session, Speech, Voice, unit_chunks
+
+if TYPE_CHECKING:
+    from .inputs import Input
+
+log = logging.getLogger("vconv")
+
+
+class Converter:
+    """A loaded model. Safe to share between threads; a context manager.
+
+    An input is a path, the bytes of a file, a seekable binary file, or samples [T] (numpy array
+    or torch tensor) together with their ``sample_rate`` in Hz. A speaker is a name, an index, or a
+    mixture (``"p225:0.7,p226:0.3"`` or a mapping). Every method raises UsageError for a wrong
+    call, InputError for a recording that cannot be used, and nothing else that is the user's.
+    """
+
+    def __init__(self, bundle: Bundle, model: Model) -> None:
+        self._bundle = bundle
+        self._loaded: Model | None = model
+
+    def __enter__(self) -> Converter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the model; conversions that are running finish."""
+        self._loaded = None
+
+    @property
+    def _model(self) -> Model:
+        if self._loaded is None:
+            raise UsageError("This converter is closed.")
+        return self._loaded
+
+    @property
+    def sample_rate(self) -> int:
+        """The model's rate in Hz, and the default of what comes out."""
+        return SAMPLE_RATE
+
+    @property
+    def speakers(self) -> SpeakerMap:
+        """The voices, in index order."""
+        return self._bundle.speakers
+
+    @property
+    def info(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self._bundle.manifest
+
+    @property
+    def latency_seconds(self) -> float:
+        """In a stream of input at the model's rate: the longest that a sample waits for its
+        converted one, computing aside (a chunk and the look-ahead)."""
+        return self._model.grid.plan.right / SAMPLE_RATE
+
+    def convert(
+        self,
+        x: Input,
+        *,
+        speaker: Query,
+        seed: int = 0,
+        temperature: float = 1.0,
+        level: Level = "keep",
+        sample_rate: int | None = None,
+        output_sample_rate: int | None = None,
+        channel: int | None = None,
+        allow_truncated: bool = False,
+        max_seconds: float | None = None,
+        progress: Progress | None = None,
+    ) -> Conversion:
+        """Say a recording in a speaker's voice.
+
+        Args:
+            x: the recording.
+            speaker: who shall say it.
+            seed: the same seed gives the same bytes, another seed another reading.
+            temperature: of the draws; 1 is the model's distribution, 0 its likeliest codes.
+            level: "keep" what the model says, "match" the input's loudness (RMS), or bring the
+                "peak" to -1 dB.
+            sample_rate: the rate of samples, in Hz (not for files).
+            output_sample_rate: in Hz; None is the model's. The duration is the input's to the
+                sample: at the input's own rate there are exactly as many samples, else
+                ``len * out / in``, rounded.
+            channel: take this channel; None takes the mean of all.
+            allow_truncated: convert what is there of a file that was cut short.
+            max_seconds: refuse longer recordings.
+            progress: see ``Progress``; cancelling raises Cancelled.
+        """
+        begun = time.perf_counter()
+        out_hz = self._output_rate(output_sample_rate)
+        voice, label = self._voice(speaker, seed, temperature)
+        checked_level(level)
+        with open_input(
+            x,
+            sample_rate=sample_rate,
+            channel=channel,
+            allow_truncated=allow_truncated,
+            max_seconds=max_seconds,
+        ) as recording:
+            session = self._session(voice, recording, out_hz)
+            audio = np.concatenate([*_run(session, recording, progress)])
+        made = Loudness()
+        made.add(audio)
+        audio *= np.float32(gain(level, session.encoder.loudness, made))
+        return Conversion(
+            audio=audio,
+            sample_rate=out_hz,
+            codes=session.encoder.codes,
+            speaker=label,
+            elapsed_seconds=time.perf_counter() - begun,
+        )
+
+    def convert_to_file(
+        self,
+        x: Input,
+        path: str | os.PathLike[str],
+        *,
+        speaker: Query,
+        seed: int = 0,
+        temperature: float = 1.0,
+        level: Level = "keep",
+        sample_rate: int | None = None,
+        output_sample_rate: int | None = None,
+        channel: int | None = None,
+        allow_truncated: bool = False,
+        max_seconds: float | None = None,
+        progress: Progress | None = None,
+    ) -> WrittenFile:
+        """``convert`` and ``save`` in constant memory, however long the recording.
+
+        The file appears, or is replaced, only once it is complete. Raises UsageError if it is the
+        input itself.
+        """
+        begun = time.perf_counter()
+        out_hz = self._output_rate(output_sample_rate)
+        voice, label = self._voice(speaker, seed, temperature)
+        checked_level(level)
+        if isinstance(x, (str, os.PathLike)) and _same_file(x, path):
+            raise UsageError(f"{printable(path)}: is the input itself; choose another output.")
+        with (
+            open_input(
+                x,
+                sample_rate=sample_rate,
+                channel=channel,
+                allow_truncated=allow_truncated,
+                max_seconds=max_seconds,
+            ) as recording,
+            write_atomic(path, out_hz) as writer,
+        ):
+            session = self._session(voice, recording, out_hz)
+            blocks = _run(session, recording, progress)
+            for block in levelled(blocks, level, session.encoder.loudness):
+                writer.write(block)
+            samples = writer.frames
+        return WrittenFile(Path(path), samples, out_hz, label, time.perf_counter() - begun)
+
+    def stream(
+        self,
+        blocks: Iterable[Any],
+        *,
+        speaker: Query,
+        sample_rate: int,
+        seed: int = 0,
+        temperature: float = 1.0,
+        output_sample_rate: int | None = None,
+    ) -> Iterator[Samples]:
+        """Convert blocks of samples [T] as they come, whatever their lengths.
+
+        Yields blocks as soon as they are complete (``latency_seconds`` later, 0.4 s at a time);
+        together they are what ``convert`` gives for the blocks together, to the bit.
+        """
+        out_hz = self._output_rate(output_sample_rate)
+        voice, _ = self._voice(speaker, seed, temperature)
+        in_hz = checked_rate(sample_rate)
+        session = Session(self._model, voice, name="<stream>", in_hz=in_hz, out_hz=out_hz)
+        return _stream(session, blocks)
+
+    def encode(
+        self,
+        x: Input,
+        *,
+        sample_rate: int | None = None,
+        channel: int | None = None,
+        allow_truncated: bool = False,
+        max_seconds: float | None = None,
+    ) -> Units:
+        """The units of a recording; the parameters are those of ``convert``."""
+        with open_input(
+            x,
+            sample_rate=sample_rate,
+            channel=channel,
+            allow_truncated=allow_truncated,
+            max_seconds=max_seconds,
+        ) as recording:
+            encoder = ChunkEncoder(self._model, rate=recording.rate, name=recording.name)
+            for block in recording.blocks:
+                encoder.push(block)
+            encoder.push(np.zeros(0, np.float32), last=True)
+        return Units(encoder.codes, encoder.samples)
+
+    def decode(
+        self,
+        units: Units,
+        *,
+        speaker: Query,
+        seed: int = 0,
+        temperature: float = 1.0,
+        output_sample_rate: int | None = None,
+    ) -> Conversion:
+        """Say units in a speaker's voice; ``decode(encode(x))`` is ``convert(x)``.
+
+        Raises UsageError for codes that the model does not have, or too few or many of them.
+        """
+        begun = time.perf_counter()
+        out_hz = self._output_rate(output_sample_rate)
+        voice, label = self._voice(speaker, seed, temperature)
+        expected = self._model.grid.unit_count(units.samples)
+        if len(units.codes) != expected:
+            raise UsageError(
+                f"A recording of {units.samples:,} samples has {expected:,} units, found "
+                f"{len(units.codes):,}."
+            )
+        speech = Speech(voice, out_hz)
+        chunks = unit_chunks(self._model, units.codes, units.samples)
+        blocks = [speech.push([chunk], units.samples) for chunk in chunks]
+        blocks.append(speech.finish(resampled_length(units.samples, SAMPLE_RATE, out_hz)))
+        audio = np.concatenate(blocks)
+        return Conversion(audio, out_hz, units.codes, label, time.perf_counter() - begun)
+
+    def _voice(self, speaker: Query, seed: int, temperature: float) -> tuple[Voice, str]:
+        if not 0 <= seed < 2**64:
+            raise UsageError(f"The seed must be 0 to 2^64 - 1, found {seed}.")
+        if not 0 <= temperature < math.inf:
+            raise UsageError(f"The temperature must be 0 or more, found {temperature:g}.")
+        mixture = self.speakers.resolve(speaker)
+        vectors = self._bundle.speaker_vectors
+        vector = sum(np.float32(weight) * vectors[index] for index, weight in mixture)
+        voice = Voice(
+            self._model,
+            np.asarray(vector, np.float32)[None],
+            seed=int(seed),
+            temperature=float(temperature),
+        )
+        return voice, self.speakers.label(mixture)
+
+    def _session(self, voice: Voice, recording: Recording, out_hz: int) -> Session:
+        return Session(self._model, voice, name=recording.name, in_hz=recording.rate, out_hz=out_hz)
+
+    @staticmethod
+    def _output_rate(rate: int | None) -> int:
+        return SAMPLE_RATE if rate is None else checked_rate(rate, "The output's sample rate")
+
+
+def load(
+    name_or_path: str | Path = "demo", *, device: str = "auto", engine: str = "auto"
+) -> Converter:
+    """Load a model for converting.
+
+    Args:
+        name_or_path: a bundle's folder, or the name of one that is bundled or in ``$VCONV_HOME``.
+        device: "auto", "cpu", "cuda" or "cuda:N". CUDA that is not there is an error, never the
+            CPU in silence.
+        engine: "auto", "native" or "torchscript".
+
+    Raises ModelError for a bundle that is damaged or not one, SetupError for a device, package or
+    program that the machine lacks, UsageError for an option that does not exist.
+    """
+    bundle = Bundle.find(name_or_path)
+    return Converter(bundle, Model(bundle, device=device, engine=engine))
+
+
+def _run(session: Session, recording: Recording, progress: Progress | None) -> Iterator[Samples]:
+    """The session's output for a whole recording."""
+    done = 0
+    for block in recording.blocks:
+        yield session.push(block)
+        done += len(block)
+        if progress is not None and progress(done / recording.rate, recording.seconds) is False:
+            raise Cancelled(f"{recording.name}: the conversion was cancelled.")
+    yield session.flush()
+    if recording.mix_cancels:
+        log.warning(
+            "%s: the channels cancel each other in their mean; choose one with channel=N "
+            "(--channel N).",
+            recording.name,
+        )
+    elif session.encoder.loudness.silent:
+        log.warning("%s: the recording is silent.", recording.name)
+
+
+def _stream(session: Session, blocks: Iterable[Any]) -> Iterator[Samples]:
+    for block in blocks:
+        made = session.push(as_samples(block, session.encoder.pushed))
+        if len(made):
+            yield made
+    yield session.flush()
+
+
+def _same_file(x: str | os.PathLike[str], y: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samefile(x, y)
+    except (OSError, ValueError):  # one of them is not there; reading will say so
+        return False

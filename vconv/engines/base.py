@@ -1,0 +1,126 @@
+"""What every generating engine offers, and how one is made by name.
+
+Legend: B lanes, T samples, n frames (T = n * hop), Q levels, G gate channels, L layers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vconv.errors import SetupError, UsageError
+
+Codes: TypeAlias = NDArray[np.uint8] | NDArray[np.int16]
+"""uint8 where levels <= 256, else int16."""
+
+State: TypeAlias = object
+"""Opaque: an engine's own; belongs to the engine that made it and is never changed by it."""
+
+
+class Engine(Protocol):
+    """A WaveNet that generates, chunk by chunk, with its state in the caller's hands.
+
+    The same calls with the same numbers give the same bits, however a stream is cut into chunks, for
+    one engine, precision and machine code path.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def levels(self) -> int: ...
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame of conditioning."""
+
+    def initial_state(self, lanes: int) -> State:
+        """The state after silence: previous code levels // 2, contexts zero."""
+
+    def generate(
+        self,
+        conditioning: NDArray[np.float32],
+        uniforms: NDArray[np.float32],
+        temperature: float,
+        state: State,
+    ) -> tuple[Codes, State]:
+        """Draws the next T samples of every lane.
+
+        conditioning [B, n + 1, L * 2G], uniforms [B, T] in [0, 1); temperature 0 takes the most
+        likely code. Returns codes [B, T] and the state after them.
+        """
+
+    def score(
+        self, conditioning: NDArray[np.float32], codes: Codes, state: State
+    ) -> tuple[NDArray[np.float32], State]:
+        """Follows the given codes [B, T] (teacher forcing).
+
+        Returns logits [B, T, Q], of which logits[:, t] predicts codes[:, t], and the state.
+        """
+
+
+_CLASSES = {
+    "native": ("vconv.engines.native", "NativeEngine"),
+    "torchscript": ("vconv.engines.torchscript", "TorchScriptEngine"),
+}
+
+
+def create_engine(
+    name: str,
+    weights: Mapping[str, NDArray[np.float32]],
+    *,
+    blocks: int,
+    layers: int,
+    kernel_size: int,
+    hop: int,
+    device: str = "cpu",
+) -> Engine:
+    """The engine called `native` or `torchscript`, or for `auto` the best of those installed.
+
+    weights: the WaveNet's tensors under their eager names, without `decoder.wavenet.`.
+    Raises UsageError for an unknown name, SetupError where the engine cannot run here, ModelError
+    where the weights do not fit.
+    """
+    if name == "auto":
+        name = _choose(device)
+    if name not in _CLASSES:
+        known = ", ".join(["auto", *_CLASSES])
+        raise UsageError(f"there is no engine {name!r}; choose one of {known}.")
+    options: dict[str, Any] = {}
+    if name == "native":
+        if device != "cpu":
+            raise UsageError(
+                f"the native engine runs on the CPU only, not on {device!r}; "
+                "use --engine torchscript or --device cpu."
+            )
+    else:
+        if importlib.util.find_spec("torch") is None:
+            raise SetupError(
+                f"--engine {name} needs torch; run `pip install 'vconv[export]'`, "
+                "or use --engine native."
+            )
+        options["device"] = device
+    module, class_name = _CLASSES[name]
+    engine: Engine = getattr(importlib.import_module(module), class_name)(
+        weights, blocks=blocks, layers=layers, kernel_size=kernel_size, hop=hop, **options
+    )
+    return engine
+
+
+def _choose(device: str) -> str:
+    if device != "cpu":
+        return "torchscript"
+    if importlib.util.find_spec("vconv.native._sampler") is not None:
+        return "native"
+    if importlib.util.find_spec("torch") is not None:
+        return "torchscript"
+    raise SetupError(
+        "no engine can run here: the compiled sampler is missing and torch is not installed; "
+        "install a C++ compiler and run `pip install --force-reinstall vconv`, or "
+        "`pip install 'vconv[export]'`."
+    )

@@ -1,0 +1,173 @@
+"""The scripted step of ``nn.incremental`` as an engine: numpy in, numpy out, CPU or GPU.
+
+Our own class is scripted and given the weights. A bundle's ``decoder.ts`` is never run here:
+TorchScript is executable code, and loading it runs it.
+
+Legend: B lanes, T samples, n frames (T = n * hop), Q levels, G gate channels, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vconv.engines.base import Codes, State
+from vconv.errors import ModelError, SetupError
+from vconv.nn.incremental import IncrementalWaveNet, scripted
+from vconv.nn.wavenet import WaveNet
+
+_State = tuple[Tensor, Tensor, Tensor]
+
+
+class TorchScriptEngine:
+    """A WaveNet of the given weights under TorchScript. Any number of threads may use it.
+
+    weights: tensors under their eager names without `decoder.wavenet.`; `condition` tensors belong
+    to the exported conditioner and are not looked at. device: "cpu", "cuda" or "cuda:N".
+
+    Raises ModelError for tensors that are missing, unexpected, of a wrong shape or not finite,
+    SetupError for a device that torch cannot use.
+    """
+
+    name = "torchscript"
+
+    def __init__(
+        self,
+        weights: Mapping[str, NDArray[np.float32]],
+        *,
+        blocks: int,
+        layers: int,
+        kernel_size: int,
+        hop: int,
+        device: str = "cpu",
+    ) -> None:
+        self.device = _device(device)
+        wavenet = _wavenet(weights, blocks=blocks, layers=layers, kernel_size=kernel_size, hop=hop)
+        self._incremental = IncrementalWaveNet(wavenet).to(self.device)
+        self._step = scripted(self._incremental)
+        self._width = len(wavenet.layers) * 2 * self._incremental.gate
+        self.levels = wavenet.levels
+        self.hop = hop
+
+    def initial_state(self, lanes: int) -> _State:
+        """The state after silence: previous code levels // 2, contexts zero."""
+        return self._incremental.initial_state(lanes)
+
+    def generate(
+        self,
+        conditioning: NDArray[np.float32],
+        uniforms: NDArray[np.float32],
+        temperature: float,
+        state: State,
+    ) -> tuple[Codes, _State]:
+        """Draws uniforms' T samples of every lane; see Engine."""
+        codes, _, after = self._run(conditioning, uniforms, temperature, None, state)
+        return codes.to(torch.uint8 if self.levels <= 256 else torch.int16).cpu().numpy(), after
+
+    def score(
+        self, conditioning: NDArray[np.float32], codes: Codes, state: State
+    ) -> tuple[NDArray[np.float32], _State]:
+        """Logits [B, T, Q] of the given codes' predecessors; see Engine."""
+        nothing = np.zeros(codes.shape, np.float32)
+        _, logits, after = self._run(conditioning, nothing, 1.0, codes, state)
+        return logits.cpu().numpy(), after
+
+    def _run(
+        self,
+        conditioning: NDArray[np.float32],
+        uniforms: NDArray[np.float32],
+        temperature: float,
+        forced: Codes | None,
+        state: State,
+    ) -> tuple[Tensor, Tensor, _State]:
+        assert isinstance(state, tuple)
+        lanes, samples = uniforms.shape
+        frames, rest = divmod(samples, self.hop)
+        assert rest == 0, f"{samples} samples are not whole frames of {self.hop}"
+        assert lanes == len(state[0]), (lanes, len(state[0]))
+        expected = (lanes, frames + 1, self._width)
+        assert conditioning.shape == expected, (conditioning.shape, expected)
+        with torch.inference_mode():
+            codes, logits, after = self._step(
+                self._tensor(conditioning, np.float32),
+                self._tensor(uniforms, np.float32),
+                float(temperature),
+                None if forced is None else self._tensor(forced, np.int64),
+                state,
+            )
+            if not bool(torch.isfinite(after[1]).all() and torch.isfinite(logits).all()):
+                raise ModelError(
+                    "the WaveNet's output is not finite; its weights or conditioning are out of "
+                    "range."
+                )
+        return codes, logits, after
+
+    def _tensor(self, array: NDArray[Any], kind: Any) -> Tensor:
+        # A copy: torch warns about arrays it may not write to.
+        return torch.from_numpy(np.array(array, kind, order="C")).to(self.device)
+
+
+def _device(device: str) -> torch.device:
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise SetupError(
+            f"device {device} was asked for, but torch finds {torch.cuda.device_count()} CUDA "
+            "devices; use --device cpu."
+        )
+    return chosen
+
+
+def _wavenet(
+    weights: Mapping[str, NDArray[np.float32]],
+    *,
+    blocks: int,
+    layers: int,
+    kernel_size: int,
+    hop: int,
+) -> WaveNet:
+    """The eager network with these weights, its widths read off them."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in weights:
+            raise ModelError(f"the model lacks the tensor {name}.")
+        found = weights[name].shape
+        if len(found) != 2:
+            raise ModelError(f"the tensor {name} has {len(found)} dimensions instead of 2.")
+        return found
+
+    levels, residual = shape("embedding.weight")
+    gates, _ = shape("layers.0.dilated.weight")
+    network = WaveNet(
+        levels=levels,
+        residual_channels=residual,
+        gate_channels=gates // 2,
+        skip_channels=shape("skip.weight")[0],
+        conditioning_channels=1,  # projecting is the exported conditioner's
+        blocks=blocks,
+        layers=layers,
+        kernel_size=kernel_size,
+        hop=hop,
+    )
+    wanted = {k: v for k, v in network.state_dict().items() if ".condition." not in k}
+    given = {k: v for k, v in weights.items() if ".condition." not in k}
+    for name in sorted(wanted.keys() | given.keys()):
+        if name not in given:
+            raise ModelError(f"the model lacks the tensor {name}.")
+        if name not in wanted:
+            raise ModelError(f"the tensor {name} is not one of this model's.")
+        found, needed = list(given[name].shape), list(wanted[name].shape)
+        if found != needed:
+            raise ModelError(
+                f"the tensor {name} has shape {found}, where the model's configuration needs "
+                f"{needed}."
+            )
+        if not np.isfinite(given[name]).all():
+            raise ModelError(f"the tensor {name} has numbers that are NaN or infinite.")
+    tensors = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in given.items()}
+    network.load_state_dict(tensors, strict=False)
+    return network.eval()

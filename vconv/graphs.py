@@ -1,0 +1,166 @@
+"""Running the exported ONNX graphs.
+
+B batch, T samples, U units, D latent width, E speaker width, F conditioning steps, L layers,
+G gate channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from .errors import ModelError, SetupError, UsageError
+from .onnxfile import graph_tensors
+
+Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int64]
+
+_DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
+
+
+class Encoder:
+    """encoder.onnx: waveform [B, T] -> codes [B, U], latents [B, U, D]."""
+
+    def __init__(self, data: bytes, where: str, *, device: str = "cpu", latents: int) -> None:
+        self._session = _open(
+            data,
+            where,
+            device,
+            inputs={"waveform": ("tensor(float)", (None, None))},
+            outputs={
+                "codes": ("tensor(int64)", (None, None)),
+                "latents": ("tensor(float)", (None, None, latents)),
+            },
+        )
+
+    def __call__(self, waveform: Floats) -> tuple[Codes, Floats]:
+        """Thread-safe; T must give at least one unit (``GeometryInfo.encoder_window``)."""
+        codes, latents = self._session.run(["codes", "latents"], {"waveform": waveform})
+        return codes, latents
+
+
+class Conditioner:
+    """conditioner.onnx: latents [B, U, D], speaker [B, E] -> conditioning [B, F, L * 2G]."""
+
+    def __init__(
+        self,
+        data: bytes,
+        where: str,
+        *,
+        device: str = "cpu",
+        latents: int,
+        speaker: int,
+        width: int,
+    ) -> None:
+        self._session = _open(
+            data,
+            where,
+            device,
+            inputs={
+                "latents": ("tensor(float)", (None, None, latents)),
+                "speaker": ("tensor(float)", (None, speaker)),
+            },
+            outputs={"conditioning": ("tensor(float)", (None, None, width))},
+        )
+
+    def __call__(self, latents: Floats, speaker: Floats) -> Floats:
+        """Thread-safe; U must give at least one conditioning step."""
+        feed = {"latents": latents, "speaker": speaker}
+        conditioning: Floats = self._session.run(["conditioning"], feed)[0]
+        return conditioning
+
+
+Signature = Mapping[str, tuple[str, tuple[int | None, ...]]]
+
+
+def _open(
+    data: bytes, where: str, device: str, *, inputs: Signature, outputs: Signature
+) -> onnxruntime.InferenceSession:
+    """A session on the device that was asked for, and on no other."""
+    graph_tensors(data, where)
+    providers = _providers(device)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    asked = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    quiet = contextlib.nullcontext() if device == "cpu" else _quiet()
+    try:
+        with quiet:
+            session = onnxruntime.InferenceSession(data, options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions share no base but this one
+        raise ModelError(f"{where}: onnxruntime cannot load it ({_first_line(error)}).") from None
+    # Where CUDA cannot be loaded, onnxruntime answers with a session on the CPU.
+    if asked not in session.get_providers():
+        raise SetupError(
+            f"device {device} was asked for, but onnxruntime could not load its "
+            f"{asked.removesuffix('ExecutionProvider')} support; install the CUDA libraries "
+            "(pip install 'vconv[cuda]') or use --device cpu."
+        )
+    for kind, wanted, found in (
+        ("input", inputs, session.get_inputs()),
+        ("output", outputs, session.get_outputs()),
+    ):
+        _check_signature(where, kind, wanted, {arg.name: (arg.type, arg.shape) for arg in found})
+    return session
+
+
+def _providers(device: str) -> list[Any]:
+    match = _DEVICE.fullmatch(device)
+    if match is None:
+        raise UsageError(f"There is no device {device!r}; allowed are cpu, cuda and cuda:N.")
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise SetupError(
+            f"device {device} was asked for, but the installed onnxruntime is for CPUs only; "
+            "install onnxruntime-gpu (and nothing called onnxruntime beside it)."
+        )
+    if hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            onnxruntime.preload_dlls()
+    # TensorFloat-32 keeps 10 bits of a product's factors: not the network that was trained.
+    options = {"device_id": match[1] or "0", "use_tf32": "0"}
+    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A CUDA that cannot be loaded is our error to report; onnxruntime writes a screenful."""
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # its default; it has no way to ask
+
+
+def _check_signature(
+    where: str, kind: str, wanted: Signature, found: Mapping[str, tuple[str, list[Any]]]
+) -> None:
+    if set(wanted) != set(found):
+        raise ModelError(
+            f"{where}: its {kind}s are {', '.join(sorted(found))}, expected "
+            f"{', '.join(sorted(wanted))}."
+        )
+    for name, (element, shape) in wanted.items():
+        its_element, its_shape = found[name]
+        fits = len(shape) == len(its_shape) and all(
+            isinstance(its, int) == (size is not None) and (size is None or its == size)
+            for size, its in zip(shape, its_shape, strict=True)
+        )
+        if element != its_element or not fits:
+            raise ModelError(
+                f"{where}: its {kind} {name} is {its_element} {its_shape}, expected {element} "
+                f"{[size if size is not None else 'any' for size in shape]}."
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

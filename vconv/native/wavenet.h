@@ -1,0 +1,81 @@
+// The WaveNet, one sample at a time, over packed weights.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "sampler.h"
+
+namespace vconv {
+
+// Floats on a cache line's boundary.
+class Floats {
+  public:
+    explicit Floats(std::size_t count);  // zeros; throws std::bad_alloc
+    float* data() const { return data_; }
+
+  private:
+    std::unique_ptr<float[]> memory_;
+    float* data_;
+};
+
+// What a run is asked for; see vconv_sampler_run.
+struct Job {
+    std::size_t lanes, samples;
+    const float* conditioning;
+    const float* uniforms;
+    float temperature;
+    const std::int16_t* forced;
+    std::int16_t* codes;
+    float* logits;
+};
+
+class WaveNet {
+  public:
+    // Throws std::bad_alloc. The weights must be finite and the shape possible.
+    WaveNet(const vconv_wavenet_shape& shape, const vconv_wavenet_weights& weights,
+            const Kernels& kernels);
+
+    std::size_t context_floats(std::size_t lanes) const;
+    std::uint64_t multiply_adds() const;
+    const Kernels& kernels() const { return kernels_; }
+    const vconv_wavenet_shape& shape() const { return shape_; }
+
+    // Advances `position`, the previous codes [lanes] and the contexts. False: a logit was not finite.
+    // Throws std::bad_alloc before it changes anything.
+    bool run(const Job& job, std::uint64_t& position, std::int32_t* previous,
+             float* contexts) const;
+
+  private:
+    struct Layer {
+        std::size_t dilation = 1;
+        std::vector<Matrix> taps;              // kernel_size x [2 gate, residual], oldest first
+        Matrix output;                         // gate -> [residual | skip]; the last layer: skip
+        const float* residual_bias = nullptr;  // nullptr in the last layer
+    };
+    struct Workspace;
+
+    void prepare_past(const Layer& layer, std::size_t index, const Job& job, std::size_t sample,
+                      std::size_t count, const float* context, Workspace& work) const;
+    void layer_step(const Layer& layer, std::size_t index, const Job& job, std::size_t sample,
+                    float* context, Workspace& work) const;
+    bool output_step(const Job& job, std::size_t sample, std::int32_t* previous,
+                     Workspace& work) const;
+
+    vconv_wavenet_shape shape_;
+    const Kernels& kernels_;
+    std::size_t residual_, gate_, skip_, levels_;  // widths padded to whole vectors
+    Floats weights_;                               // everything below points into it
+    float* embedding_ = nullptr;                   // [levels, residual_]
+    std::vector<Layer> layers_;
+    float* skip_bias_ = nullptr;
+    Matrix hidden_, logits_;
+    float* hidden_bias_ = nullptr;
+    float* logits_bias_ = nullptr;
+};
+
+}  // namespace vconv

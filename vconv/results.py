@@ -1,0 +1,92 @@
+"""What conversions return, and what a progress callback is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .audio import SAMPLE_RATE, write_atomic
+from .errors import VconvError
+from .model import Codes
+from .reading import Samples
+
+Progress = Callable[[float, "float | None"], "bool | None"]
+"""Called with the seconds done and the seconds in all (None where no length is declared);
+returning False cancels the conversion."""
+
+
+class Cancelled(VconvError):
+    """A progress callback asked to stop; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """What was said, without who said it: 50 codes [U] a second.
+
+    ``samples`` is the recording's length at 16 kHz. The first code is the first that hears any of
+    the recording and the last is the last that its end needs, so there are a few more than 50 a
+    second; beyond them is silence.
+    """
+
+    codes: Codes
+    samples: int
+
+    @property
+    def seconds(self) -> float:
+        """The duration of the recording."""
+        return self.samples / SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted recording: mono float32 [T], and the codes [U] that it was made from.
+
+    ``speaker`` is the resolved name (or mixture), ``elapsed_seconds`` what the conversion took.
+    """
+
+    audio: Samples = field(repr=False)
+    sample_rate: int
+    codes: Codes = field(repr=False)
+    speaker: str
+    elapsed_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """The duration of the audio."""
+        return len(self.audio) / self.sample_rate
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of audio made per second of work."""
+        return self.seconds / self.elapsed_seconds
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a .wav, .flac, .ogg or .mp3, replacing what is there only once it is complete.
+
+        Raises UsageError for another suffix or a place that cannot be written to.
+        """
+        with write_atomic(path, self.sample_rate) as writer:
+            writer.write(self.audio)
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A converted file, as ``Converter.convert_to_file`` wrote it."""
+
+    path: Path
+    samples: int
+    sample_rate: int
+    speaker: str
+    elapsed_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """The duration of the audio."""
+        return self.samples / self.sample_rate
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of audio made per second of work."""
+        return self.seconds / self.elapsed_seconds
