@@ -31,7 +31,7 @@ VOICES = (
     Voice("kal", "flite", "kal16"),
     Voice("ked", "festival", "ked_diphone"),
     Voice("es-scot-f5", "espeak-ng", "en-gb-scotland+f5", shift=0.82, pitch=80, speed=207),
-    Voice("es-rp-hugo", "espeak-ng", "en-gb-x-rp+Hugo", shift=1.12, pitch=20, speed=152),
+    Voice("es-carib-diogo", "espeak-ng", "en-029+Diogo", pitch=80, speed=155),
     Voice("slt-high", "flite", "slt", shift=0.85, pitch=376),
     Voice("es-nyc-f5", "espeak-ng", "en-us-nyc+f5", shift=1.2, pitch=50, speed=142),
     Voice("es-pablo", "espeak-ng", "en-us+pablo"),
@@ -41,20 +41,21 @@ VOICES = (
     Voice("slt", "flite", "slt"),  # index 12: the target of the README's examples
     Voice("es-rp-caleb", "espeak-ng", "en-gb-x-rp+caleb", shift=1.2, pitch=50, speed=129),
     Voice("es-sandro", "espeak-ng", "en-us+sandro"),
-    Voice("es-carib-anika", "espeak-ng", "en-029+anika", pitch=50, speed=170),
+    Voice("es-mid-anika", "espeak-ng", "en-gb-x-gbcwmd+anika", pitch=35, speed=170),
     Voice("es-david", "espeak-ng", "en-us+david"),
     Voice("slt-low", "flite", "slt", shift=0.85, pitch=82),
     Voice("kal-high", "flite", "kal16", shift=1.15, pitch=191),
-    Voice("es-lanc-f4", "espeak-ng", "en-gb-x-gbclan+f4", shift=0.94, pitch=50, speed=181),
-    Voice("awb-low", "flite", "awb", shift=1.15, pitch=78),
+    Voice("es-steph2", "espeak-ng", "en-us+steph2"),
+    Voice("slt-small", "flite", "slt", shift=1.15, pitch=278),
     Voice("es-rp-edward", "espeak-ng", "en-gb-x-rp+edward", shift=0.86, pitch=95, speed=180),
     Voice("es-scot-edward", "espeak-ng", "en-gb-scotland+edward", pitch=20, speed=170),
-    Voice("es-nguyen", "espeak-ng", "en-us+Nguyen"),
+    Voice("kal-large", "flite", "kal16", shift=0.85, pitch=259),
+    Voice("es-nyc-iven4", "espeak-ng", "en-us-nyc+iven4", shift=1.15, pitch=35, speed=135),
 )
 
 LICENCE = (
     "The sentences are vconv's own, under its licence. The recordings were made by flite (Carnegie"
-    " Mellon University's licence, which permits use, copying and distribution free of charge),"
-    " festival's ked voice (University of Edinburgh, the same terms) and espeak-ng (GPL-3.0-or-later"
-    " programs whose spoken output is not a work based on them); no recording is restricted."
+    " Mellon University's licence: free to use, copy and distribute), festival's ked voice"
+    " (University of Edinburgh, the same terms) and espeak-ng (a GPL-3.0-or-later program; its"
+    " spoken output is not a work based on it); no recording is restricted."
 )

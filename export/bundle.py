@@ -139,6 +139,8 @@ def export_run(
 def _write(folder: Path, checkpoint: Checkpoint, name: str, samples: Path | None) -> None:
     """Every file of the bundle but its manifest."""
     model, tensors = checkpoint.config.model, checkpoint.tensors
+    if samples is not None:  # first: a missing clip should not cost the time of all the rest
+        _write_samples(folder / SAMPLES, checkpoint.speakers, samples)
     network = network_of(model, len(checkpoint.speakers), tensors)
     metadata: dict[str, Any] = {
         "name": name,
@@ -152,8 +154,6 @@ def _write(folder: Path, checkpoint: Checkpoint, name: str, samples: Path | None
     export_conditioner(network, folder / CONDITIONER, metadata)
     export_decoder(network, folder / DECODER, metadata)
     (folder / GOLDEN).write_bytes(make_golden(network, model.audio).to_bytes())
-    if samples is not None:
-        _write_samples(folder / SAMPLES, checkpoint.speakers, samples)
 
 
 def _write_samples(folder: Path, speakers: tuple[str, ...], source: Path) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny import speechlike, tiny_bundle
+from speech import speechlike
+from tiny_model import exported as tiny_bundle
 
 import vconv
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tiny import speechlike, tiny_bundle
+from speech import speechlike
+from tiny_model import exported as tiny_bundle
 
 from vconv import cli
 
@@ -55,7 +56,8 @@ def convert(run: Run) -> Run:
 
 def wav(path: Path, samples: int = 8000, rate: int = 16_000) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, speechlike(samples), rate)
+    with path.open("wb") as file:  # soundfile cannot encode every name
+        soundfile.write(file, speechlike(samples), rate, format=path.suffix[1:].upper())
     return path
 
 
@@ -186,7 +188,7 @@ BAD_BYTES = {
     "pickle": (b"\x80\x04\x95" + bytes(300), ""),
     "nuls": (bytes(5000), ""),
     "header only": (_wav_header()[:44], ""),
-    "cut short": (_truncated(), "8,000 frames are declared, 4,000 are there"),
+    "cut short": (_truncated(), "was cut short: "),
     "1 Hz": (_wav_header(rate=1), "rate of 1 Hz"),
     "16 channels": (_wav_header(channels=16), "16 channels"),
 }
@@ -376,15 +378,16 @@ def test_a_bad_pipe_is_refused_and_nothing_comes_out() -> None:
 def test_an_interruption_leaves_nothing_half_written(
     tmp_path: Path, number: int, code: int
 ) -> None:
-    source = wav(tmp_path / "long.wav", 16_000 * 600)
-    process = vconv_process("convert", source, "-s", "bea", "-m", tiny_bundle())
-    deadline = time.monotonic() + 30
-    while len(tree(tmp_path)) == 1:  # until the temporary file is there
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    source = tmp_path / "long.wav"
+    soundfile.write(source, np.tile(speechlike(16_000), 300), 16_000)
+    with vconv_process("convert", source, "-s", "bea", "-m", tiny_bundle()) as process:
+        deadline = time.monotonic() + 30
+        while len(tree(tmp_path)) == 1:  # until the temporary file is there
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (code, b""), err
     assert b"Traceback" not in err
     assert tree(tmp_path) == ["long.wav"]
@@ -450,7 +453,7 @@ def test_verify_prints_every_comparison_and_fails_on_a_changed_byte(
 
 
 def test_help_works_everywhere(run: Run) -> None:
-    verbs = "convert speakers info verify prepare train export".split()
+    verbs = ["convert", "speakers", "info", "verify", "prepare", "train", "export"]
     text = run("-h").out
     for verb in verbs:
         assert verb in text
@@ -471,13 +474,12 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    process = vconv_process("speakers", "-m", tiny_bundle())
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    err = process.stderr.read()
-    assert process.wait(30) in (0, 141)
-    assert err == b""
+    with vconv_process("speakers", "-m", tiny_bundle()) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 141
 
 
 def test_prepare_reports_what_it_made(run: Run, tmp_path: Path) -> None:

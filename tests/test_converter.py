@@ -15,7 +15,8 @@ import scipy.signal
 import soundfile
 import torch
 from safetensors.torch import load_file
-from tiny import PREEMPHASIS_GAIN, speechlike, tiny_bundle
+from speech import speechlike
+from tiny_model import exported as tiny_bundle
 
 import vconv
 from vconv.audio import MuLaw
@@ -129,9 +130,9 @@ def test_chunks_repeat_what_eager_computes_for_the_whole_utterance_at_once(
     assert (margin[differs] <= 1e-4).all()
 
     # And the audio is those codes, decoded: bin centres, gain, de-emphasis.
-    preemphasis, gain = PREEMPHASIS_GAIN
+    audio = converter.info.model.audio
     centres = MuLaw(256).centres[codes[lead:]].astype(np.float64)
-    decoded = scipy.signal.lfilter([1 / gain], [1, -preemphasis], centres)
+    decoded = scipy.signal.lfilter([1 / audio.gain], [1, -audio.preemphasis], centres)
     np.testing.assert_allclose(out.audio, decoded[:samples], atol=1e-6)
 
 
@@ -300,11 +301,12 @@ def test_speaking_the_units_of_a_recording_is_converting_it(converter: Converter
 
 def test_units_that_are_not_the_models_are_refused(converter: Converter) -> None:
     units = converter.encode(speechlike(8000), sample_rate=16_000)
+    strange = vconv.Units(np.where(np.arange(len(units.codes)) == 3, 16, 0), units.samples)
     with pytest.raises(vconv.UsageError, match="codes are 0 to 15, found 0 to 16"):
-        codes = np.where(np.arange(len(units.codes)) == 3, 16, 0)
-        converter.decode(vconv.Units(codes, units.samples), speaker=0)
+        converter.decode(strange, speaker=0)
+    short = vconv.Units(units.codes[1:], units.samples)
     with pytest.raises(vconv.UsageError, match="8,000 samples has 33 units, found 32"):
-        converter.decode(vconv.Units(units.codes[1:], units.samples), speaker=0)
+        converter.decode(short, speaker=0)
 
 
 def test_threads_share_a_converter(converter: Converter) -> None:

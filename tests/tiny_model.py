@@ -108,3 +108,20 @@ def exported() -> Path:
     export_run(run, folder / "tiny", samples=write_clips(folder / "clips"))
     os.chmod(folder / "tiny", 0o755)
     return folder / "tiny"
+
+
+def reseal(folder: Path, **changes: object) -> Path:
+    """Make a changed bundle consistent again, as a forger would: hashes, sizes and digest; with
+    other values for fields of the manifest."""
+    from vconv.manifest import MANIFEST, FileEntry, Manifest, seal
+
+    manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    files = {
+        path.relative_to(folder).as_posix(): FileEntry(
+            size=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest()
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_bytes(seal(manifest.model_copy(update={"files": files, **changes})))
+    return folder

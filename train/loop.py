@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import torch
@@ -65,9 +66,10 @@ def fit(
     device: torch.device,
     *,
     observe: Callable[[Progress], bool],
+    pool: Executor | None = None,
 ) -> None:
     """Train until ``config.train.steps``; ``observe`` is called after each step and may end it
-    by returning False. Raises FloatingPointError when the loss is not finite; the state is then
+    by returning False. ``pool`` decodes parts of a batch in parallel. Raises FloatingPointError when the loss is not finite; the state is then
     as it was before the step."""
     train = config.train
     meter = _Meter()
@@ -76,7 +78,7 @@ def fit(
         batch = batches.at(state.step).to(device)
         meter.waited += time.perf_counter() - before
         start_bottleneck(state, batches, train.seed, device)
-        meter.add(train_step(state, batch, config))
+        meter.add(train_step(state, batch, config, pool))
         progress = Progress(state.step, {}, due=state.step % train.checkpoint_every == 0)
         if state.step % train.log_every == 0 or state.step == train.steps:
             progress.figures = meter.read(
@@ -97,7 +99,9 @@ def fit(
             return
 
 
-def train_step(state: TrainState, batch: Batch, config: Config) -> dict[str, Tensor]:
+def train_step(
+    state: TrainState, batch: Batch, config: Config, pool: Executor | None = None
+) -> dict[str, Tensor]:
     """One step: gradients, then all of the state at once."""
     train, model = config.train, state.model
     with torch.autocast(
@@ -109,6 +113,7 @@ def train_step(state: TrainState, batch: Batch, config: Config) -> dict[str, Ten
             window=config.data.window,
             steps=_steps(model, config.data.window),
             decode_batch=train.decode_batch,
+            pool=pool,
         )
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     if not math.isfinite(float(norm)):

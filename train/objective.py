@@ -6,6 +6,7 @@ B batch, W window, Q levels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 
 import torch
 from torch import Tensor
@@ -18,39 +19,61 @@ from .batches import Batch
 
 
 def backward(
-    model: Autoencoder, batch: Batch, *, window: int, steps: slice, decode_batch: int | None
+    model: Autoencoder,
+    batch: Batch,
+    *,
+    window: int,
+    steps: slice,
+    decode_batch: int | None,
+    pool: Executor | None = None,
 ) -> dict[str, Tensor]:
-    """Add the gradient of the loss: mean nats per sample, plus the bottleneck's penalty.
+    """Set the gradient of the loss: mean nats per sample, plus the bottleneck's penalty.
 
     Returns figures to log. All terms are means, so that neither the batch size nor the window's
-    length changes their balance. The decoder sees ``decode_batch`` windows at a time (None: all);
-    their latents' gradients are gathered and sent through the encoder once.
+    length changes their balance. The decoder sees ``decode_batch`` windows at a time (None: all),
+    in the pool's threads at once if there is one. The parts' gradients are added in the order of
+    the windows, so that the number of threads changes nothing; those of the latents then go
+    through the encoder once.
     """
     units = model.encode(batch.wav)
     z = units.z.detach().requires_grad_()
-    nll = z.new_zeros(())
+    decoder = [*model.speakers.parameters(), *model.decoder.parameters()]
     size = len(z)
-    for first in range(0, size, decode_batch or size):
-        rows = slice(first, first + (decode_batch or size))
-        targets = batch.codes[rows, -window:]
-        logits = model.decode(
-            replace_by_neighbours(z[rows], batch.jitter[rows]),
-            model.speaker_vectors(batch.speakers[rows]),
-            batch.codes[rows, :-1],
-            model.decoder.wavenet.no_context(len(targets)),
-            steps=steps,
-            wanted=window,
-        )
-        part = nll_per_item(logits, targets).sum() / size
-        part.backward()  # type: ignore[no-untyped-call]
-        nll += part.detach()
-    # z's gradient and the penalty's (a constant before a codebook exists) reach the encoder.
-    roots, gradients = [units.z], [z.grad]
+    autocast = torch.is_autocast_enabled(z.device.type)
+
+    def part(rows: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=autocast):
+            targets = batch.codes[rows, -window:]
+            logits = model.decode(
+                replace_by_neighbours(z[rows], batch.jitter[rows]),
+                model.speaker_vectors(batch.speakers[rows]),
+                batch.codes[rows, :-1],
+                model.decoder.wavenet.no_context(len(targets)),
+                steps=steps,
+                wanted=window,
+            )
+        nll = nll_per_item(logits, targets).sum() / size
+        return nll.detach(), torch.autograd.grad(nll, [z, *decoder])
+
+    width = decode_batch or size
+    parts = [slice(first, first + width) for first in range(0, size, width)]
+    total = z.new_zeros(())
+    sums: list[Tensor] = []
+    for nll, gradients in pool.map(part, parts) if pool else map(part, parts):
+        total += nll
+        if sums:
+            torch._foreach_add_(sums, gradients)
+        else:
+            sums = list(gradients)
+    for parameter, gradient in zip(decoder, sums[1:], strict=True):
+        parameter.grad = gradient
+    # The penalty is a constant before a codebook exists.
+    roots, seeds = [units.z], [sums[0]]
     if units.penalty.requires_grad:
         roots.append(units.penalty)
-        gradients.append(None)
-    torch.autograd.backward(roots, gradients)
-    return {"nll": nll, **units.metrics}
+        seeds.append(torch.ones_like(units.penalty))
+    torch.autograd.backward(roots, seeds)
+    return {"nll": total, **units.metrics}
 
 
 def nll_per_item(logits: Tensor, targets: Tensor) -> Tensor:

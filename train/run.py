@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -75,6 +76,7 @@ def _train(config: Config, folder: Path, resume: str) -> int:
         _keep_freed_memory()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
+    pool = _decoder_threads(config, device)
     corpus = _corpus(config, folder)
     state = build_state(config, corpus, device)
     if start is not None:
@@ -99,7 +101,7 @@ def _train(config: Config, folder: Path, resume: str) -> int:
     with Diary(folder, state.step) as run.diary, _signals() as run.caught, _bar(config, state) as bar:
         run.bar = bar
         try:
-            fit(state, batches, heldout, config, device, observe=run.observe)
+            fit(state, batches, heldout, config, device, observe=run.observe, pool=pool)
         except FloatingPointError as error:
             last, _ = checkpoints.newest(kept)
             good = f"the last good checkpoint is {last.path}" if last else "no checkpoint was saved"
@@ -270,6 +272,19 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SetupError(f"train.device: {name} was asked for, but torch finds no CUDA device.")
     return device
+
+
+def _decoder_threads(config: Config, device: torch.device) -> ThreadPoolExecutor | None:
+    """On a CPU, threads that decode parts of the batch side by side, each on one core.
+
+    Cores share nothing but the weights then, where within one operator they would wait for each
+    other after every small matrix product.
+    """
+    if device.type != "cpu" or config.train.decode_batch is None:
+        return None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _keep_freed_memory() -> None:

@@ -17,7 +17,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .errors import SetupError, VconvError
+from .errors import ModelError, SetupError, VconvError
+from .messages import emit, log_on_stderr, say
 
 app = typer.Typer(
     name="vconv",
@@ -46,9 +47,9 @@ def _root(
     if version:
         from . import __version__
 
-        print(__version__)
+        emit(__version__)
     elif context.invoked_subcommand is None:
-        print(context.get_help(), file=sys.stderr)
+        say(context.get_help())
         raise typer.Exit(2)
 
 
@@ -137,6 +138,7 @@ def convert(
             verbose=verbose,
         ),
         report_error,
+        _leave_if_told,
     )
 
 
@@ -147,9 +149,9 @@ def speakers(model: ModelOption = "demo", as_json: JsonOption = False) -> int:
 
     names = Bundle.find(model).speakers.names
     if as_json:
-        print(json.dumps([{"index": index, "name": name} for index, name in enumerate(names)]))
+        emit(json.dumps([{"index": index, "name": name} for index, name in enumerate(names)]))
     else:
-        print("\n".join(f"{index}\t{name}" for index, name in enumerate(names)))
+        emit("\n".join(f"{index}\t{name}" for index, name in enumerate(names)))
     return 0
 
 
@@ -160,19 +162,36 @@ def info(model: ModelOption = "demo", as_json: JsonOption = False) -> int:
     from .describe import describe, describe_json
 
     manifest = Bundle.find(model).manifest
-    print(json.dumps(describe_json(manifest), indent=1) if as_json else describe(manifest))
+    emit(json.dumps(describe_json(manifest), indent=1) if as_json else describe(manifest))
     return 0
 
 
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    trust_code: Annotated[
+        bool,
+        typer.Option("--trust-code", help="Run its decoder.ts too: code of whoever wrote it."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Hold every part of a bundle against its weights and its golden figures."""
-    with _extra("export"):
-        from vconv.export.verify import verify as run_verify
-    raise NotImplementedError(run_verify, bundle, as_json)
+    """Hold every part of a bundle against its golden figures and its weights, by number."""
+    from dataclasses import asdict
+
+    from vconv.export.verify import verify as run_verify
+
+    with log_on_stderr():
+        made = run_verify(bundle, trust_code=trust_code)
+    if as_json:
+        emit(json.dumps([asdict(each) | {"passed": each.passed} for each in made]))
+    else:
+        emit("\n".join(map(str, made)))
+    failed = [each.name for each in made if not each.passed]
+    if failed:
+        raise ModelError(
+            f"{bundle}: {len(failed)} of {len(made)} comparisons failed, the first: {failed[0]}."
+        )
+    return 0
 
 
 @app.command()
@@ -203,11 +222,12 @@ def prepare(
     if as_json:
         from dataclasses import asdict
 
-        print(json.dumps(asdict(report)))
+        emit(json.dumps(asdict(report)))
         return 0
+
     for what, why in report.rejected:
-        _say(f"left out {_printable(what)}: {why}")
-    _say(
+        say(f"left out {_printable(what)}: {why}")
+    say(
         f"{_printable(output)}: {report.utterances:,} utterances of "
         f"{len(report.hours_per_speaker):,} speakers, {report.hours:.2f} h, "
         f"{report.heldout_utterances:,} held out; {len(report.rejected):,} left out, "
@@ -244,11 +264,49 @@ def train(
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Another than the run's newest: step-000010000, or a path.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's; by default the run's.")] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="A folder with a recording <speaker>.wav of each voice.")
+    ] = None,
+    command: Annotated[str | None, typer.Option(help="How it was trained, to be noted.")] = None,
+    statement: Annotated[
+        str | None, typer.Option(help="What it was trained on, to be noted.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="The data's terms; by default the corpus's.")
+    ] = None,
+    limits: Annotated[str, typer.Option(help="What it is not fit for, to be noted.")] = "",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the bundle there.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Export a trained run as a bundle, and prove the two equal."""
+    from dataclasses import asdict
+
     with _extra("export"):
         from vconv.export.bundle import export_run
-    raise NotImplementedError(export_run, run, output)
+
+    with log_on_stderr():
+        made = export_run(
+            run,
+            output,
+            checkpoint=checkpoint,
+            name=name,
+            samples=samples,
+            command=command,
+            statement=statement,
+            licence=licence,
+            limits=limits,
+            overwrite=overwrite,
+        )
+    if as_json:
+        emit(json.dumps([asdict(each) | {"passed": each.passed} for each in made]))
+    say(f"{_printable(output)}: exported; {len(made)} comparisons passed")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -260,20 +318,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # As exceptions, signals leave through the blocks that remove temporary files. `train` has
     # handlers of its own while it runs.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _leave)
+        number = getattr(signal, name, None)
+        # What our caller has switched off (nohup) stays off.
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _leave)
     sys.exit(_run(arguments, debug))
 
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
         code = app(args=arguments, prog_name="vconv", standalone_mode=False)
-        sys.stdout.flush()
         return int(code or 0)
-    except BrokenPipeError:
-        # The reader of our stdout left (`vconv speakers | head`): nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -292,7 +347,7 @@ def report_error(error: Exception) -> int:
     else:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         text = f"this is a fault of vconv's ({what}); --debug shows where."
-    print(f"vconv: error: {_printable(text)}", file=sys.stderr)
+    say(f"vconv: error: {_printable(text)}")
     return code
 
 
@@ -312,12 +367,19 @@ class _extra:
             ) from error
 
 
+_told: list[int] = []
+
+
 def _leave(number: int, frame: Any) -> NoReturn:
+    _told.append(number)
     sys.exit(128 + number)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+def _leave_if_told() -> None:
+    """An exception out of a signal's handler is lost if it arrives inside a callback from C (such
+    as libsndfile's reading and writing); so loops ask again."""
+    if _told:
+        sys.exit(128 + _told[0])
 
 
 def _printable(text: str | os.PathLike[str]) -> str:

@@ -23,6 +23,7 @@ from .batch import Job, output_format, plan_jobs
 from .converter import Converter, load
 from .errors import InputError, UsageError
 from .loudness import Level
+from .messages import emit, log_on_stderr, say, to_stdout
 from .reading import printable
 from .results import WrittenFile
 
@@ -59,15 +60,19 @@ def convert_all(
     output: str | None,
     options: Options,
     report_error: Callable[[Exception], int],
+    leave_if_told: Callable[[], None],
 ) -> int:
     """Convert every input, going on past those that fail.
+
+    ``leave_if_told`` raises if a signal has asked us to leave; see ``cli``.
 
     Returns 0; the failure's own code if there was a single input; else 1 if any failed.
     """
     _refuse_contradictions(inputs, output, options)
     format_name = output_format(options.format_name, output)
+    level = logging.DEBUG if options.verbose else logging.WARNING
     with (
-        _messages(options),
+        log_on_stderr(level),
         load(options.model, device=options.device, engine=options.engine) as converter,
     ):
         speaker = converter.speakers.label(converter.speakers.resolve(options.speaker))
@@ -85,18 +90,18 @@ def convert_all(
                 skipped += 1
                 continue
             try:
-                made = _convert(converter, job, options)
+                made = _convert(converter, job, options, leave_if_told)
             except Exception as error:
                 codes.append(report_error(error))
                 if options.as_json:
-                    _print_json({"input": job.name, "error": str(error), "exit_code": codes[-1]})
+                    _emit_json({"input": job.name, "error": str(error), "exit_code": codes[-1]})
             else:
                 codes.append(0)
                 _tell(job, made, options)
     failed = sum(code != 0 for code in codes)
     if len(jobs) > 1 and (failed or not options.quiet):
         passed = f", {skipped:,} skipped" if skipped else ""
-        _say(f"{len(codes) - failed:,} converted, {failed:,} failed{passed}")
+        say(f"{len(codes) - failed:,} converted, {failed:,} failed{passed}")
     if len(jobs) == 1:
         return codes[0] if codes else 0
     return 1 if failed else 0
@@ -114,7 +119,9 @@ def _refuse_contradictions(inputs: Sequence[str], output: str | None, options: O
         raise UsageError("The recording is not printed on a terminal; name an --output.")
 
 
-def _convert(converter: Converter, job: Job, options: Options) -> WrittenFile:
+def _convert(
+    converter: Converter, job: Job, options: Options, leave_if_told: Callable[[], None]
+) -> WrittenFile:
     if job.problem is not None:
         raise UsageError(f"{job.name}: {job.problem}")
     if job.exists and not options.overwrite:
@@ -131,7 +138,12 @@ def _convert(converter: Converter, job: Job, options: Options) -> WrittenFile:
             target = Path(folder) / f"stdout.{output_format(options.format_name, '-')}"
         else:
             _make_folder(target.parent)
-        progress = stack.enter_context(_bar(job, options))
+        advance = stack.enter_context(_bar(job, options))
+
+        def progress(done: float, total: float | None) -> None:
+            leave_if_told()
+            advance(done, total)
+
         made = converter.convert_to_file(
             source,
             target,
@@ -146,9 +158,8 @@ def _convert(converter: Converter, job: Job, options: Options) -> WrittenFile:
             progress=progress,
         )
         if job.target is None:
-            with target.open("rb") as file:
+            with target.open("rb") as file, to_stdout():
                 shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
     return made
 
 
@@ -175,7 +186,7 @@ def _stdin(stack: contextlib.ExitStack) -> BinaryIO:
 def _tell(job: Job, made: WrittenFile, options: Options) -> None:
     target = "<stdout>" if job.target is None else printable(job.target)
     if options.as_json:
-        _print_json(
+        _emit_json(
             {
                 "input": job.name,
                 "output": target,
@@ -189,7 +200,7 @@ def _tell(job: Job, made: WrittenFile, options: Options) -> None:
             }
         )
     if not options.quiet:
-        _say(
+        say(
             f"{job.name} -> {target} ({printable(made.speaker)}), {made.seconds:.2f} s in "
             f"{made.elapsed_seconds:.2f} s, {made.real_time_factor:.1f} times real time"
         )
@@ -217,30 +228,5 @@ def _bar(job: Job, options: Options) -> Iterator[Callable[[float, float | None],
         yield advance
 
 
-@contextlib.contextmanager
-def _messages(options: Options) -> Iterator[None]:
-    """The library's log on stderr, in the form of our own lines."""
-    log = logging.getLogger("vconv")
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Line())
-    before = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG if options.verbose else logging.WARNING)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(before)
-
-
-class _Line(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return f"vconv: {record.levelname.lower()}: {printable(record.getMessage())}"
-
-
-def _print_json(row: dict[str, Any]) -> None:
-    print(json.dumps(row), flush=True)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+def _emit_json(row: dict[str, Any]) -> None:
+    emit(json.dumps(row))

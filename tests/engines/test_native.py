@@ -1,11 +1,13 @@
-"""The compiled sampler against independent truths: the equations in float64 over whole signals, eager
-torch, scipy's chi-square, and itself under other cuts of the same work.
+"""The compiled sampler against independent truths: the equations in float64 over whole signals,
+eager torch, scipy's chi-square, and itself under other cuts of the same work.
 
-Legend: B lanes, T samples, n frames, Q levels, R residual, G gate, S skip channels, L layers, k taps.
+Legend: B lanes, T samples, n frames, Q levels, R residual, G gate, S skip channels, L layers, k
+taps.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +81,7 @@ def random_weights(shape: Shape, seed: int = 0) -> dict[str, Floats]:
     random = np.random.default_rng(seed)
 
     def normal(*size: int, scale: float = 1.0) -> Floats:
-        return (random.standard_normal(size) * scale / np.sqrt(size[-1])).astype(np.float32)
+        return np.asarray(random.standard_normal(size) * scale / np.sqrt(size[-1]), np.float32)
 
     q, r, g, s, k = shape.levels, shape.residual, shape.gate, shape.skip, shape.kernel_size
     weights = {
@@ -99,7 +101,9 @@ def random_weights(shape: Shape, seed: int = 0) -> dict[str, Floats]:
     return weights
 
 
-def random_work(shape: Shape, lanes: int, frames: int, seed: int = 1) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+def random_work(
+    shape: Shape, lanes: int, frames: int, seed: int = 1
+) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
     """Conditioning [B, n + 1, L * 2G], uniforms [B, T], codes [B, T]."""
     random = np.random.default_rng(seed)
     width = shape.count * 2 * shape.gate
@@ -108,7 +112,9 @@ def random_work(shape: Shape, lanes: int, frames: int, seed: int = 1) -> tuple[F
     return conditioning, uniforms, random.integers(0, shape.levels, uniforms.shape)
 
 
-def as_codes(shape: Shape, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8] | npt.NDArray[np.int16]:
+def as_codes(
+    shape: Shape, codes: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.int16]:
     return codes.astype(np.uint8) if shape.levels <= 256 else codes.astype(np.int16)
 
 
@@ -116,7 +122,7 @@ def whole_signal_logits(
     shape: Shape, weights: dict[str, Floats], conditioning: Floats, codes: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     """The equations over the whole of one lane at once, in float64: conditioning [n + 1, L * 2G],
-    codes [T] -> logits [T, Q]. The past before the first sample is zero, the code before it silence."""
+    codes [T] -> logits [T, Q]. Before the first sample all inputs are zero, the code is silence."""
     w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
     steps = len(codes)
     at = np.arange(steps) / shape.hop
@@ -138,7 +144,9 @@ def whole_signal_logits(
             x = x + z @ w[f"layers.{layer}.residual.weight"].T + w[f"layers.{layer}.residual.bias"]
     skip = np.concatenate(gates, axis=1) @ w["skip.weight"].T + w["skip.bias"]
     hidden = np.maximum(skip, 0) @ w["hidden.weight"].T + w["hidden.bias"]
-    logits: npt.NDArray[np.float64] = np.maximum(hidden, 0) @ w["logits.weight"].T + w["logits.bias"]
+    logits: npt.NDArray[np.float64] = (
+        np.maximum(hidden, 0) @ w["logits.weight"].T + w["logits.bias"]
+    )
     return logits
 
 
@@ -184,9 +192,7 @@ def test_forced_logits_are_those_of_eager_torch(name: str) -> None:
         expected, _ = eager(previous, cond, eager.initial_state(lanes))
     weights = {name: tensor.numpy() for name, tensor in eager.state_dict().items()}
     engine = shape.engine(weights)
-    logits, _ = engine.score(
-        projected, as_codes(shape, codes.numpy()), engine.initial_state(lanes)
-    )
+    logits, _ = engine.score(projected, as_codes(shape, codes.numpy()), engine.initial_state(lanes))
     np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-4)
 
 
@@ -239,6 +245,18 @@ def test_a_state_is_not_changed_by_its_use() -> None:
     first, _ = engine.generate(conditioning, uniforms, 1.0, start)
     again, _ = engine.generate(conditioning, uniforms, 1.0, start)
     np.testing.assert_array_equal(first, again)
+
+
+def test_threads_share_an_engine_without_touching_each_other() -> None:
+    shape = SHAPES["demo"]
+    engine = shape.engine(random_weights(shape))
+    works = [random_work(shape, 1, 10, seed)[:2] for seed in range(8)]
+
+    def generate(work: tuple[Floats, Floats]) -> list[int]:
+        return engine.generate(*work, 1.0, engine.initial_state(1))[0].tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(generate, works)) == [generate(work) for work in works]
 
 
 def drawing_engine(logits: Floats, hop: int) -> NativeEngine:
@@ -385,8 +403,16 @@ def test_a_missing_tensor_is_named() -> None:
     shape = SHAPES["narrow"]
     weights = random_weights(shape)
     del weights["layers.2.residual.weight"]
-    with pytest.raises(ModelError, match=r"layers\.2\.residual\.weight"):
+    with pytest.raises(ModelError, match=r"lacks the tensor layers\.2\.residual\.weight"):
         shape.engine(weights)
+
+
+def test_an_unexpected_tensor_is_named_and_the_conditioners_are_not() -> None:
+    shape = SHAPES["narrow"]
+    weights = random_weights(shape) | {"layers.0.condition.bias": np.zeros(14, np.float32)}
+    shape.engine(weights)
+    with pytest.raises(ModelError, match=r"layers\.5\.residual\.bias is not one"):
+        shape.engine(weights | {"layers.5.residual.bias": np.zeros(5, np.float32)})
 
 
 @pytest.mark.parametrize("name", ["hidden.weight", "skip.weight", "layers.1.dilated.weight"])

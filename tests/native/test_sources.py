@@ -27,7 +27,9 @@ def compiled(*words: str | Path) -> subprocess.CompletedProcess[str]:
 def test_the_header_is_plain_c(tmp_path: Path) -> None:
     program = tmp_path / "program.c"
     program.write_text(f'#include "{SOURCES / "sampler.h"}"\nvconv_status status = VCONV_OK;\n')
-    done = compiled("-x", "c", "-std=c99", "-Wall", "-Wpedantic", "-Werror", "-fsyntax-only", program)
+    done = compiled(
+        "-x", "c", "-std=c99", "-Wall", "-Wpedantic", "-Werror", "-fsyntax-only", program
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,7 @@ def test_targets_are_the_codes_of_the_audio_at_the_predicted_position(corpus_pat
 
 def test_decoding_part_of_a_batch_at_a_time_gives_the_same_gradient(corpus_path):
     gradients = []
-    for size in (None, 1, 3):
+    for size, threads in ((None, 0), (1, 0), (3, 0), (1, 3)):
         config = make_config(corpus_path)
         state, excerpts, batches = parts(config)
         for name, parameter in state.model.named_parameters():
@@ -126,14 +127,21 @@ def test_decoding_part_of_a_batch_at_a_time_gives_the_same_gradient(corpus_path)
             parameter.data.add_(0.05 * torch.randn_like(parameter))
         state.step = 4
         start_bottleneck(state, batches, 0, CPU)
+        pool = ThreadPoolExecutor(threads) if threads else None
         metrics = backward(
-            state.model, batches.at(4), window=640, steps=excerpts.steps, decode_batch=size
+            state.model,
+            batches.at(4),
+            window=640,
+            steps=excerpts.steps,
+            decode_batch=size,
+            pool=pool,
         )
         assert metrics["commitment"] > 0
         gradients.append({n: p.grad.clone() for n, p in state.model.named_parameters()})
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+    assert same(gradients[1], gradients[3]), "the number of threads changes the gradient"
 
 
 def test_the_gradient_is_that_of_the_loss_by_finite_differences(corpus_path):

@@ -25,8 +25,8 @@ State: TypeAlias = object
 class Engine(Protocol):
     """A WaveNet that generates, chunk by chunk, with its state in the caller's hands.
 
-    The same calls with the same numbers give the same bits, however a stream is cut into chunks, for
-    one engine, precision and machine code path.
+    The same calls with the same numbers give the same bits, however a stream is cut into chunks,
+    for one engine, precision and machine code path.
     """
 
     @property

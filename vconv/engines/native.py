@@ -1,7 +1,7 @@
 """The compiled sampler as an engine: numpy in, numpy out.
 
-Legend: B lanes, T samples, n frames (T = n * hop), Q levels, R residual, G gate and S skip channels,
-L = blocks * layers, k taps.
+Legend: B lanes, T samples, n frames (T = n * hop), Q levels, R residual, G gate and S skip
+channels, L = blocks * layers, k taps.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class NativeState:
 class NativeEngine:
     """A WaveNet of the given weights in the compiled sampler. Any number of threads may use it.
 
-    weights: tensors under their eager names without `decoder.wavenet.`; `condition` tensors belong to
-    the exported conditioner and are not looked at. cpu: a code path by name (`generic`, `avx2`,
+    weights: tensors under their eager names without `decoder.wavenet.`; `condition` tensors belong
+    to the exported conditioner and are not looked at. cpu: a code path by name (`generic`, `avx2`,
     `avx512`), None for the best that this processor runs; `.cpu` tells which.
 
-    Raises ModelError for a missing tensor, a wrong shape, NaN or infinite weights, and SetupError
-    where the sampler is not built or cannot run the named path.
+    Raises ModelError for a tensor that is missing, unexpected, of a wrong shape or not finite, and
+    SetupError where the sampler is not built or cannot run the named path.
     """
 
     name = "native"
@@ -106,9 +106,13 @@ class NativeEngine:
     ) -> tuple[Codes, NativeState]:
         """Draws uniforms' T samples of every lane; see Engine."""
         codes = np.empty(uniforms.shape, np.int16)
-        uniforms = np.ascontiguousarray(uniforms, np.float32)
         after = self._run(
-            conditioning, state, codes.shape, _floats(uniforms), temperature, None, _int16(codes), None
+            conditioning,
+            state,
+            codes.shape,
+            uniforms=uniforms,
+            temperature=temperature,
+            codes=codes,
         )
         return (codes.astype(np.uint8) if self.levels <= 256 else codes), after
 
@@ -117,10 +121,7 @@ class NativeEngine:
     ) -> tuple[NDArray[np.float32], NativeState]:
         """Logits [B, T, Q] of the given codes' predecessors; see Engine."""
         logits = np.empty((*codes.shape, self.levels), np.float32)
-        forced = np.ascontiguousarray(codes, np.int16)
-        after = self._run(
-            conditioning, state, codes.shape, None, 1.0, _int16(forced), None, _floats(logits)
-        )
+        after = self._run(conditioning, state, codes.shape, forced=codes, logits=logits)
         return logits, after
 
     def _run(
@@ -128,13 +129,14 @@ class NativeEngine:
         conditioning: NDArray[np.float32],
         state: State,
         shape: tuple[int, ...],
-        uniforms: Any,
-        temperature: float,
-        forced: Any,
-        codes: Any,
-        logits: Any,
+        *,
+        uniforms: NDArray[np.float32] | None = None,
+        temperature: float = 0.0,
+        forced: Codes | None = None,
+        codes: NDArray[np.int16] | None = None,
+        logits: NDArray[np.float32] | None = None,
     ) -> NativeState:
-        """One vconv_sampler_run over a copy of the state, which it returns."""
+        """One vconv_sampler_run into codes or logits, over a copy of the state, which it returns."""
         assert isinstance(state, NativeState)
         lanes, samples = shape
         frames, rest = divmod(samples, self.hop)
@@ -142,7 +144,10 @@ class NativeEngine:
         assert lanes == state.lanes, (lanes, state.lanes)
         expected = (lanes, frames + 1, self._conditioning_width)
         assert conditioning.shape == expected, (conditioning.shape, expected)
+        # Names, not temporaries: the arrays must outlive the pointers to them.
         conditioning = np.ascontiguousarray(conditioning, np.float32)
+        drawn = None if uniforms is None else np.ascontiguousarray(uniforms, np.float32)
+        given = None if forced is None else np.ascontiguousarray(forced, np.int16)
         memory = state.memory.copy()
         status = self._library.vconv_sampler_run(
             self._handle,
@@ -150,11 +155,11 @@ class NativeEngine:
             lanes,
             samples,
             _floats(conditioning),
-            uniforms,
+            None if drawn is None else _floats(drawn),
             temperature,
-            forced,
-            codes,
-            logits,
+            None if given is None else _int16(given),
+            None if codes is None else _int16(codes),
+            None if logits is None else _floats(logits),
         )
         if status == _NOT_FINITE:
             raise ModelError(
@@ -204,6 +209,9 @@ def _validated(
     expect("hidden.bias", skip)
     expect("logits.weight", levels, skip)
     expect("logits.bias", levels)
+    for name in weights:
+        if name not in tensors and ".condition." not in name:
+            raise ModelError(f"the tensor {name} is not one of this model's.")
     return tensors
 
 

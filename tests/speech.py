@@ -1,12 +1,6 @@
-"""A tiny random model for tests, exported once a session by the project's own exporter."""
-
-from __future__ import annotations
-
+"""A signal that varies as speech does."""
 
 import numpy as np
-
-SPEAKERS = ("ada", "bea", "carl")
-PREEMPHASIS_GAIN = (0.85, 2.0)
 
 
 def speechlike(samples: int) -> np.ndarray:
@@ -17,8 +11,3 @@ def speechlike(samples: int) -> np.ndarray:
     noise = np.random.default_rng(0).standard_normal(samples)
     envelope = 0.55 + 0.45 * np.sin(2 * np.pi * 3.1 * time)
     return (0.15 * envelope * voice + 0.01 * noise).astype(np.float32)
-
-
-def tiny_bundle():
-    from pathlib import Path
-    return Path("/tmp/tinybundle")

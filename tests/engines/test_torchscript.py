@@ -1,0 +1,204 @@
+"""The scripted step against the eager network, the definition of a draw, and other cuts of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from vconv.engines import create_engine
+from vconv.engines.torchscript import TorchScriptEngine
+from vconv.errors import ModelError, SetupError
+from vconv.nn.wavenet import WaveNet
+
+HOP = 20
+
+
+@dataclass
+class Case:
+    """An eager network, the engine of its weights, and work for it."""
+
+    network: WaveNet
+    engine: TorchScriptEngine
+    channels: torch.Tensor
+    conditioning: np.ndarray
+    codes: np.ndarray
+
+    @property
+    def lanes(self) -> int:
+        return len(self.codes)
+
+    def eager_logits(self, codes: np.ndarray) -> np.ndarray:
+        previous = np.pad(codes.astype(np.int64), ((0, 0), (1, 0)), constant_values=16)[:, :-1]
+        with torch.inference_mode():
+            logits, _ = self.network(
+                torch.from_numpy(previous), self.channels, self.network.initial_state(self.lanes)
+            )
+        return np.asarray(logits)
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["kernel-2", "kernel-3"])
+def case(request: pytest.FixtureRequest) -> Case:
+    lanes, frames, kernel = 3, 12, request.param
+    torch.manual_seed(0)
+    network = WaveNet(
+        levels=32,
+        residual_channels=7,
+        gate_channels=5,
+        skip_channels=9,
+        conditioning_channels=4,
+        blocks=2,
+        layers=5,
+        kernel_size=kernel,
+        hop=HOP,
+    ).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(2)  # so that the logits spread and every layer matters
+    weights = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
+    engine = TorchScriptEngine(weights, blocks=2, layers=5, kernel_size=kernel, hop=HOP)
+    channels = torch.randn(lanes, frames + 1, 4)
+    with torch.inference_mode():
+        conditioning = np.array(network.project(channels))
+    codes = np.random.default_rng(0).integers(0, 32, (lanes, frames * HOP)).astype(np.uint8)
+    return Case(network, engine, channels, conditioning, codes)
+
+
+def test_teacher_forced_logits_are_the_eager_network_s(case: Case) -> None:
+    logits, _ = case.engine.score(case.conditioning, case.codes, case.engine.initial_state(3))
+    wanted = case.eager_logits(case.codes)
+    assert wanted.std() > 0.5
+    np.testing.assert_allclose(logits, wanted, atol=1e-4)
+
+
+def test_chunks_give_what_one_shot_gives(case: Case) -> None:
+    engine, uniforms = case.engine, np.random.default_rng(1).random(case.codes.shape, np.float32)
+    whole, last = engine.score(case.conditioning, case.codes, engine.initial_state(3))
+    drawn, _ = engine.generate(case.conditioning, uniforms, 1.0, engine.initial_state(3))
+    state, drawing = engine.initial_state(3), engine.initial_state(3)
+    first = 0
+    for frames in (1, 4, 2, 5):
+        samples = slice(first * HOP, (first + frames) * HOP)
+        steps = case.conditioning[:, first : first + frames + 1]
+        logits, state = engine.score(steps, case.codes[:, samples], state)
+        np.testing.assert_array_equal(logits, whole[:, samples])
+        codes, drawing = engine.generate(steps, uniforms[:, samples], 1.0, drawing)
+        np.testing.assert_array_equal(codes, drawn[:, samples])
+        first += frames
+    for part, wanted in zip(state, last, strict=True):
+        assert torch.equal(part, wanted)
+
+
+def test_lanes_do_not_touch_one_another(case: Case) -> None:
+    whole, _ = case.engine.score(case.conditioning, case.codes, case.engine.initial_state(3))
+    for lane in range(3):
+        one = slice(lane, lane + 1)
+        logits, _ = case.engine.score(
+            case.conditioning[one], case.codes[one], case.engine.initial_state(1)
+        )
+        np.testing.assert_allclose(logits[0], whole[lane], atol=1e-5)
+
+
+def test_a_call_leaves_its_state_and_arguments_alone(case: Case) -> None:
+    _, state = case.engine.score(case.conditioning, case.codes, case.engine.initial_state(3))
+    before = [part.clone() for part in state]
+    conditioning, codes = case.conditioning.copy(), case.codes.copy()
+    once, _ = case.engine.score(conditioning, codes, state)
+    again, _ = case.engine.score(conditioning, codes, state)
+    np.testing.assert_array_equal(once, again)
+    np.testing.assert_array_equal(conditioning, case.conditioning)
+    np.testing.assert_array_equal(codes, case.codes)
+    assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
+def test_draws_follow_the_eager_distribution(case: Case, temperature: float) -> None:
+    """Under its own history: the smallest code whose cumulative probability exceeds the uniform,
+    computed in float64, except within 1e-4 of a step of the distribution."""
+    uniforms = np.random.default_rng(2).random(case.codes.shape, np.float32)
+    uniforms[0, :5] = [0, 0, 1 - 2**-24, 1 - 2**-24, 0]
+    codes, _ = case.engine.generate(
+        case.conditioning, uniforms, temperature, case.engine.initial_state(3)
+    )
+    assert codes.dtype == np.uint8
+    logits = case.eager_logits(codes).astype(np.float64)
+    if temperature == 0:
+        best = np.take_along_axis(logits, codes[..., None].astype(int), 2)[..., 0]
+        assert (best >= logits.max(2) - 1e-4).all()
+        return
+    odds = np.exp((logits - logits.max(2, keepdims=True)) / temperature)
+    steps = (odds / odds.sum(2, keepdims=True)).cumsum(2)
+    wanted = np.minimum((steps <= uniforms[..., None]).sum(2), 31)
+    clear = np.abs(steps - uniforms[..., None]).min(2) > 1e-4
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(codes[clear], wanted[clear])
+    assert len(np.unique(codes)) > 10
+
+
+def test_the_native_engine_agrees(case: Case) -> None:
+    weights = {name: tensor.numpy() for name, tensor in case.network.state_dict().items()}
+    options = {"blocks": 2, "layers": 5, "kernel_size": case.network.gated_layers[0].kernel}
+    try:
+        native = create_engine("native", weights, **options, hop=HOP)
+    except SetupError as missing:
+        pytest.skip(str(missing))
+    ours, _ = case.engine.score(case.conditioning, case.codes, case.engine.initial_state(3))
+    theirs, _ = native.score(case.conditioning, case.codes, native.initial_state(3))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(case: Case) -> None:
+    kernel = case.network.gated_layers[0].kernel
+    whole = {name: tensor.numpy().copy() for name, tensor in case.network.state_dict().items()}
+
+    def refusal(**changes: np.ndarray | None) -> str:
+        weights = {k: v for k, v in (whole | changes).items() if v is not None}
+        with pytest.raises(ModelError) as caught:
+            create_engine("torchscript", weights, blocks=2, layers=5, kernel_size=kernel, hop=HOP)
+        return str(caught.value)
+
+    assert "lacks the tensor skip.bias" in refusal(**{"skip.bias": None})
+    assert "odd is not one of" in refusal(odd=np.zeros(3, np.float32))
+    assert "skip.bias has shape [4]" in refusal(**{"skip.bias": np.zeros(4, np.float32)})
+    nan = np.full(9, np.nan, np.float32)
+    assert "skip.bias has numbers that are NaN" in refusal(**{"skip.bias": nan})
+
+
+def test_an_output_that_is_not_finite_is_an_error_not_noise(case: Case) -> None:
+    conditioning = case.conditioning.copy()
+    conditioning[0, 3, 2] = np.nan
+    uniforms = np.full(case.codes.shape, 0.5, np.float32)
+    with pytest.raises(ModelError, match="not finite"):
+        case.engine.score(conditioning, case.codes, case.engine.initial_state(3))
+    with pytest.raises(ModelError, match="not finite"):
+        case.engine.generate(conditioning, uniforms, 1.0, case.engine.initial_state(3))
+
+
+def test_a_gpu_that_is_not_there_is_an_error(case: Case) -> None:
+    weights = {name: tensor.numpy() for name, tensor in case.network.state_dict().items()}
+    with pytest.raises(SetupError, match="cuda:99 was asked for"):
+        TorchScriptEngine(
+            weights,
+            blocks=2,
+            layers=5,
+            kernel_size=case.network.gated_layers[0].kernel,
+            hop=HOP,
+            device="cuda:99",
+        )
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_logits(case: Case) -> None:
+    weights = {name: tensor.numpy() for name, tensor in case.network.state_dict().items()}
+    engine = TorchScriptEngine(
+        weights,
+        blocks=2,
+        layers=5,
+        kernel_size=case.network.gated_layers[0].kernel,
+        hop=HOP,
+        device="cuda",
+    )
+    logits, _ = engine.score(case.conditioning, case.codes, engine.initial_state(3))
+    np.testing.assert_allclose(logits, case.eager_logits(case.codes), atol=1e-4)
