@@ -11,7 +11,9 @@ from torch import Tensor
 from vconv.geometry import Chain, Span
 
 
-def assert_reads_what_it_declares(f: Callable[[Tensor], Tensor], channels: int, chain: Chain) -> None:
+def assert_reads_what_it_declares(
+    f: Callable[[Tensor], Tensor], channels: int, chain: Chain
+) -> None:
     """The receptive field measured from gradients is the one the geometry declares."""
     length = len(chain.inputs(Span(0, 1))) + 40
     x = torch.randn(1, channels, length, requires_grad=True)

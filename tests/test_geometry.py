@@ -12,9 +12,7 @@ from vconv.geometry import Chain, Geometry, Layer, Span
 
 
 def paper(features: str = "logmel80", upsampling: str = "transposed") -> Geometry:
-    return Geometry.of(
-        features=features, upsampling=upsampling, kernel_size=2, blocks=2, layers=10
-    )
+    return Geometry.of(features=features, upsampling=upsampling, kernel_size=2, blocks=2, layers=10)
 
 
 def needs(geometry: Geometry) -> Counter[int]:
@@ -63,7 +61,9 @@ def run(chain: Chain, x: torch.Tensor) -> tuple[torch.Tensor, int]:
             x = functional.conv_transpose1d(x, weight, stride=layer.stride)
             # Full overlaps only: kernel - stride steps at each end lack a contribution, where
             # the input goes on; the geometry says which are whole.
-            made = layer.outputs(Span(first, first + (x.shape[2] - layer.kernel) // layer.stride + 1))
+            made = layer.outputs(
+                Span(first, first + (x.shape[2] - layer.kernel) // layer.stride + 1)
+            )
             x = x[:, :, made.start - first * layer.stride :][:, :, : len(made)]
             first = made.start
         else:

@@ -98,7 +98,11 @@ def _train(config: Config, folder: Path, resume: str) -> int:
     heldout = held_out(excerpts, config.train.validate_windows, config.train.batch)
     run = _Run(config, folder, corpus, state, batches, device)
     run.validation = dict(start.header.get("metrics", {})) if start is not None else {}
-    with Diary(folder, state.step) as run.diary, _signals() as run.caught, _bar(config, state) as bar:
+    with (
+        Diary(folder, state.step) as run.diary,
+        _signals() as run.caught,
+        _bar(config, state) as bar,
+    ):
         run.bar = bar
         try:
             fit(state, batches, heldout, config, device, observe=run.observe, pool=pool)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .errors import ModelError, SetupError, VconvError
+from .interruption import Interruption
 from .messages import emit, log_on_stderr, say
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 # The base of typer's own usage errors, whichever click it is built on.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+_interruption = Interruption()
 
 ModelOption = Annotated[
     str, typer.Option("-m", "--model", help="A bundled model's name, or a bundle's folder.")
@@ -138,7 +139,7 @@ def convert(
             verbose=verbose,
         ),
         report_error,
-        _leave_if_told,
+        _interruption,
     )
 
 
@@ -204,6 +205,9 @@ def prepare(
         float, typer.Option(help="Share of each speaker's recordings held out.")
     ] = 0.02,
     trim: Annotated[bool, typer.Option("--trim", help="Cut silence off both ends.")] = False,
+    pad_seconds: Annotated[
+        float, typer.Option(min=0, help="Silence before and after each recording.")
+    ] = 0.5,
     licence: Annotated[str, typer.Option(help="A note kept with the corpus.")] = "",
     jobs: Annotated[
         int | None, typer.Option("-j", "--jobs", help="Processes; by default one per CPU.")
@@ -216,15 +220,23 @@ def prepare(
     """Prepare recordings as a corpus to train on."""
     with _extra("train"):
         from vconv.train.prepare import prepare as run_prepare
+    from .audio import SAMPLE_RATE
+
     report = run_prepare(
-        source, output, heldout=heldout, trim=trim, licence=licence, jobs=jobs, overwrite=overwrite
+        source,
+        output,
+        heldout=heldout,
+        trim=trim,
+        pad_samples=round(pad_seconds * SAMPLE_RATE),
+        licence=licence,
+        jobs=jobs,
+        overwrite=overwrite,
     )
     if as_json:
         from dataclasses import asdict
 
         emit(json.dumps(asdict(report)))
         return 0
-
     for what, why in report.rejected:
         say(f"left out {_printable(what)}: {why}")
     say(
@@ -315,13 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     debug = "--debug" in options
     arguments = [a for a in options if a != "--debug"] + arguments[len(options) :]
-    # As exceptions, signals leave through the blocks that remove temporary files. `train` has
-    # handlers of its own while it runs.
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        # What our caller has switched off (nohup) stays off.
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _leave)
+    # `train` has handlers of its own while it runs.
+    _interruption.install()
     sys.exit(_run(arguments, debug))
 
 
@@ -365,21 +372,6 @@ class _extra:
                 f"{error.name or 'a package'} is missing ({error}); install what this command "
                 f"needs: pip install 'vconv[{self._name}]'."
             ) from error
-
-
-_told: list[int] = []
-
-
-def _leave(number: int, frame: Any) -> NoReturn:
-    _told.append(number)
-    sys.exit(128 + number)
-
-
-def _leave_if_told() -> None:
-    """An exception out of a signal's handler is lost if it arrives inside a callback from C (such
-    as libsndfile's reading and writing); so loops ask again."""
-    if _told:
-        sys.exit(128 + _told[0])
 
 
 def _printable(text: str | os.PathLike[str]) -> str:

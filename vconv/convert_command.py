@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from .batch import Job, output_format, plan_jobs
 from .converter import Converter, load
 from .errors import InputError, UsageError
+from .interruption import Interruption
 from .loudness import Level
 from .messages import emit, log_on_stderr, say, to_stdout
 from .reading import printable
@@ -60,11 +61,9 @@ def convert_all(
     output: str | None,
     options: Options,
     report_error: Callable[[Exception], int],
-    leave_if_told: Callable[[], None],
+    interruption: Interruption,
 ) -> int:
     """Convert every input, going on past those that fail.
-
-    ``leave_if_told`` raises if a signal has asked us to leave; see ``cli``.
 
     Returns 0; the failure's own code if there was a single input; else 1 if any failed.
     """
@@ -90,7 +89,7 @@ def convert_all(
                 skipped += 1
                 continue
             try:
-                made = _convert(converter, job, options, leave_if_told)
+                made = _convert(converter, job, options, interruption)
             except Exception as error:
                 codes.append(report_error(error))
                 if options.as_json:
@@ -120,7 +119,7 @@ def _refuse_contradictions(inputs: Sequence[str], output: str | None, options: O
 
 
 def _convert(
-    converter: Converter, job: Job, options: Options, leave_if_told: Callable[[], None]
+    converter: Converter, job: Job, options: Options, interruption: Interruption
 ) -> WrittenFile:
     if job.problem is not None:
         raise UsageError(f"{job.name}: {job.problem}")
@@ -141,22 +140,23 @@ def _convert(
         advance = stack.enter_context(_bar(job, options))
 
         def progress(done: float, total: float | None) -> None:
-            leave_if_told()
+            interruption.leave_if_told()
             advance(done, total)
 
-        made = converter.convert_to_file(
-            source,
-            target,
-            speaker=options.speaker,
-            seed=options.seed,
-            temperature=options.temperature,
-            level=cast(Level, options.level),
-            output_sample_rate=options.sample_rate,
-            channel=options.channel,
-            allow_truncated=options.allow_truncated,
-            max_seconds=options.max_duration,
-            progress=progress,
-        )
+        with interruption.deferred():
+            made = converter.convert_to_file(
+                source,
+                target,
+                speaker=options.speaker,
+                seed=options.seed,
+                temperature=options.temperature,
+                level=cast(Level, options.level),
+                output_sample_rate=options.sample_rate,
+                channel=options.channel,
+                allow_truncated=options.allow_truncated,
+                max_seconds=options.max_duration,
+                progress=progress,
+            )
         if job.target is None:
             with target.open("rb") as file, to_stdout():
                 shutil.copyfileobj(file, sys.stdout.buffer)

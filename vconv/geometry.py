@@ -117,9 +117,7 @@ UPSAMPLING = {
     # Units repeated to frames and two k3 convolutions over frames.
     "linear": Chain((Layer(2, 2, transposed=True), _K3, _K3)),
     # Chorowski et al. 2019: strides 5 * 4 * 4 * 4 = 320.
-    "transposed": Chain(
-        (Layer(25, 5, transposed=True),) + (Layer(16, 4, transposed=True),) * 3
-    ),
+    "transposed": Chain((Layer(25, 5, transposed=True),) + (Layer(16, 4, transposed=True),) * 3),
 }
 # Between frames the sampler interpolates linearly: a triangular kernel of two hops less one.
 _INTERPOLATION = Chain((Layer(2 * FRAME_HOP - 1, FRAME_HOP, transposed=True),))

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
     Input = Source | npt.NDArray[Any] | Tensor
 
+BLOCK_SECONDS = 0.4  # how often a conversion tells its progress, and can be cancelled
 _INTEGER_SCALE = {"int16": 2.0**15, "int32": 2.0**31}
 
 
 @dataclass(frozen=True)
 class Recording:
     """An opened input: printable name, rate in Hz, duration where it is declared, and its blocks
-    (mono float32 [T], at most a second each), to be read once."""
+    (mono float32 [T], 0.4 s each), to be read once."""
 
     name: str
     rate: int
@@ -70,13 +71,15 @@ def open_input(
             raise InputError(
                 f"The samples last {seconds:,.0f} s, longer than the {max_seconds:g} s allowed."
             )
-        blocks = (samples[i : i + sample_rate] for i in range(0, len(samples), sample_rate))
+        size = int(BLOCK_SECONDS * sample_rate)
+        blocks = (samples[i : i + size] for i in range(0, len(samples), size))
         yield Recording("<samples>", sample_rate, seconds, blocks)
         return
     if sample_rate is not None:
         raise UsageError("sample_rate= is for samples; a file says its own rate.")
     with read_blocks(
         x,  # type: ignore[arg-type]  # what is not samples is a Source, or refused there
+        block_seconds=BLOCK_SECONDS,
         channel=channel,
         allow_truncated=allow_truncated,
         max_seconds=max_seconds,

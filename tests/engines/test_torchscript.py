@@ -1,4 +1,4 @@
-"""The scripted step against the eager network, the definition of a draw, and other cuts of itself."""
+"""The scripted step against the eager network, the definition of a draw, and itself cut otherwise."""
 
 from __future__ import annotations
 

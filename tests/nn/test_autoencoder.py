@@ -16,9 +16,7 @@ def case(model, batch: int = 3):
     geometry = model.geometry
     plan = geometry.plan(WINDOW, lead=geometry.lead_samples)
     generator = torch.Generator().manual_seed(2)
-    codes = torch.randint(
-        256, (batch, WINDOW + geometry.receptive_field), generator=generator
-    )
+    codes = torch.randint(256, (batch, WINDOW + geometry.receptive_field), generator=generator)
     speakers = torch.arange(batch) % model.speakers.num_embeddings
     steps = slice(plan.skip, plan.skip + plan.steps)
     return speech(batch, plan.wav_length), codes[:, :-1], codes[:, -WINDOW:], speakers, steps

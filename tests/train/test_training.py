@@ -186,9 +186,7 @@ def test_a_stopped_and_resumed_run_ends_in_the_same_state(corpus_path, tmp_path)
 
     assert same(whole.model.state_dict(), second.model.state_dict())
     assert same(whole.average.state_dict(), second.average.state_dict())
-    for (name, a), b in zip(
-        whole.model.named_parameters(), second.model.parameters(), strict=True
-    ):
+    for (name, a), b in zip(whole.model.named_parameters(), second.model.parameters(), strict=True):
         moments = whole.optimizer.state[a], second.optimizer.state[b]
         assert same(*moments), name
 
@@ -280,9 +278,7 @@ def test_bootstrap_interval_is_that_of_the_normal_approximation():
     [(0, 0.1), (9, 1.0), (49, 1.0), (50, 0.5), (90, 0.5), (95, 0.25), (99, 0.05), (100, 0.0)],
 )
 def test_learning_rate_is_warm_up_halvings_and_final_decay(step, expected):
-    rate = learning_rate(
-        step, base=1.0, warmup=10, halve_at=(50,), steps=100, final_decay=10
-    )
+    rate = learning_rate(step, base=1.0, warmup=10, halve_at=(50,), steps=100, final_decay=10)
     assert rate == pytest.approx(expected)
 
 

@@ -102,7 +102,10 @@ class VQ(nn.Module):
                 z=latents + (quantised - latents).detach(),
                 codes=codes,
                 penalty=self.commitment_weight * commitment,
-                metrics={"commitment": commitment.detach(), "perplexity": perplexity(codes, self.codebook_size)},
+                metrics={
+                    "commitment": commitment.detach(),
+                    "perplexity": perplexity(codes, self.codebook_size),
+                },
             )
 
     def vectors_wanted(self, step: int) -> int:
@@ -117,7 +120,10 @@ class VQ(nn.Module):
 
         random = np.random.Generator(np.random.Philox(key=[seed, step]))
         centres, labels = kmeans2(
-            vectors.double().cpu().numpy(), self.codebook_size, minit="++", rng=random,
+            vectors.double().cpu().numpy(),
+            self.codebook_size,
+            minit="++",
+            rng=random,
             missing="warn",
         )
         counts = np.bincount(labels, minlength=self.codebook_size)

@@ -37,7 +37,9 @@ class GatedLayer(nn.Module):
     def reach(self) -> int:
         return (self.kernel - 1) * self.dilation
 
-    def forward(self, x: Tensor, projected: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, projected: Tensor, context: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, T, R], projected conditioning [B, >= T', 2G] aligned at the right, context
         [B, c, R] -> (y [B, T', R], z [B, T', G], context), T' = T + c - reach."""
         x = torch.cat([context, x], dim=1)
