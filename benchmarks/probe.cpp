@@ -1,5 +1,5 @@
-// What one core can do at best: its multiply-adds a second, and the bytes a second it can read from a
-// buffer of a given size. Compiled by sampler.py for the machine it runs on.
+// What one core can do at best: its multiply-adds a second, and the bytes a second it can read from
+// a buffer of a given size. Compiled by sampler.py for the machine it runs on.
 #include <time.h>
 
 #include <algorithm>
@@ -17,13 +17,18 @@ constexpr std::size_t kVector = 4;
 #endif
 typedef float Vector __attribute__((vector_size(kVector * sizeof(float))));
 
-constexpr int kRepetitions = 50;
+constexpr int kRepetitions = 51;
 
 // The time this thread has run, so that others on the machine disturb less.
 double seconds() {
     timespec now;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
     return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+double median(double* values) {
+    std::sort(values, values + kRepetitions);
+    return values[kRepetitions / 2];
 }
 
 volatile float source = 0.5f;
@@ -33,11 +38,11 @@ volatile float sink;
 
 extern "C" double multiply_adds_per_second() {
     constexpr long kRounds = 100000;
-    double best = 1e30;
-    for (int repetition = 0; repetition < kRepetitions; ++repetition) {
-        // Twelve independent chains hide the latency. They are named, since not every compiler keeps
-        // an array in registers, and start from numbers it cannot know, or it would see that they
-        // are all the same.
+    double taken[kRepetitions];
+    for (double& time : taken) {
+        // Twelve independent chains hide the latency. They are named, since not every compiler
+        // keeps an array in registers, and start from numbers it cannot know, or it would see that
+        // they are all the same.
         const auto unknown = [] { return Vector{} + source; };
         Vector a = unknown(), b = unknown(), c = unknown(), d = unknown(), e = unknown();
         Vector f = unknown(), g = unknown(), h = unknown(), i = unknown(), j = unknown();
@@ -49,10 +54,10 @@ extern "C" double multiply_adds_per_second() {
             e = e * x + y, f = f * x + y, g = g * x + y, h = h * x + y;
             i = i * x + y, j = j * x + y, k = k * x + y, l = l * x + y;
         }
-        best = std::min(best, seconds() - start);
+        time = seconds() - start;
         sink = (a + b + c + d + e + f + g + h + i + j + k + l)[0];
     }
-    return 12.0 * kVector * kRounds / best;
+    return 12.0 * kVector * kRounds / median(taken);
 }
 
 extern "C" double bytes_per_second(std::size_t bytes) {
@@ -63,8 +68,8 @@ extern "C" double bytes_per_second(std::size_t bytes) {
     }
     std::fill(memory, memory + count, 1.0f);
     Vector sum[8] = {};
-    double best = 1e30;
-    for (int repetition = 0; repetition < kRepetitions; ++repetition) {
+    double taken[kRepetitions];
+    for (double& time : taken) {
         const double start = seconds();
         for (int pass = 0; pass < 10; ++pass) {
             for (std::size_t at = 0; at < count; at += step) {
@@ -75,9 +80,9 @@ extern "C" double bytes_per_second(std::size_t bytes) {
             }
             asm volatile("" ::: "memory");
         }
-        best = std::min(best, (seconds() - start) / 10);
+        time = (seconds() - start) / 10;
     }
     sink = (sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7])[0];
     std::free(memory);
-    return static_cast<double>(count * sizeof(float)) / best;
+    return static_cast<double>(count * sizeof(float)) / median(taken);
 }

@@ -238,8 +238,8 @@ def main() -> None:
         networks = {name: (shape, random_weights(shape)) for name, shape in SHAPES.items()}
     else:
         bundle = Bundle.open(options.bundle)
-        weights = bundle.weights("decoder.wavenet.")
-        networks = {str(options.bundle): (bundle.config.decoder, weights)}
+        wavenet = bundle.weights("decoder.wavenet.")
+        networks = {str(options.bundle): (bundle.config.decoder, wavenet)}
     with tempfile.TemporaryDirectory() as folder:
         probe = compile_probe(folder)
         for name, (shape, weights) in networks.items():

@@ -14,12 +14,14 @@ import difflib
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import soundfile
 
@@ -219,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--speakers", metavar="A,B,...", help="these voices only")
     parser.add_argument("-j", "--jobs", type=_positive, default=os.cpu_count() or 1, metavar="N")
     options = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         voices = choose_voices(options.speakers.split(",") if options.speakers else None)
         sentences = read_sentences(options.sentences)
@@ -229,9 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"vconv: error: {options.output}: {error.strerror}", file=sys.stderr)
         return InputError.exit_code
-    except KeyboardInterrupt:
+    except _Stopped as stop:
         print("vconv: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 128 + stop.signal
     print(
         f"{len(voices)} voices, {len(sentences)} sentences: {made} recordings made,"
         f" manifest in {options.output / MANIFEST}",
@@ -240,11 +244,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM came: leave through the clean-up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # the clean-up is under way
+    raise _Stopped(number)
+
+
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return int(text)
 
 
 if __name__ == "__main__":

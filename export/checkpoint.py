@@ -45,7 +45,7 @@ def find_checkpoint(run: Path, wanted: str | Path | None = None) -> Path:
     if wanted is not None:
         named = run / "checkpoints" / str(wanted)
         return named if named.is_dir() else Path(wanted)
-    if (run / HEADER).is_file():
+    if (run / HEADER).is_file() or _NAME.fullmatch(run.name):
         return run
     kept = run / "checkpoints"
     found = sorted(p for p in kept.glob("step-*") if _NAME.fullmatch(p.name))

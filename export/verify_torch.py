@@ -148,7 +148,7 @@ def decoder_comparisons(bundle: Bundle, golden: Golden) -> Iterator[Comparison]:
                 pieces.append(piece)
                 piece, drawing = decoder(units, speaker, uniforms[:, here], 1.0, drawing)
                 drawn.append(piece)
-    except (RuntimeError, AttributeError, ValueError) as error:
+    except (RuntimeError, AttributeError, ValueError, torch.jit.Error) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{where}: cannot be run ({lines[-1]}).") from None
     yield Comparison(

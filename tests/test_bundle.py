@@ -17,8 +17,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load, save
-from tiny_model import CONFIG, SPEAKERS, exported, random_tensors, reseal
 
+from tiny_model import CONFIG, SPEAKERS, exported, random_tensors, reseal
 from vconv.bundle import REQUIRED, Bundle, find_model, known_models
 from vconv.config import ModelConfig
 from vconv.errors import ModelError, SetupError, UsageError

@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from vconv.config import Config, dump_yaml
-from vconv.weights import expected_shapes
 
 SPEAKERS = ("ada", "bea", "carl")
 CONFIG = Config.model_validate(
@@ -38,38 +38,51 @@ CONFIG = Config.model_validate(
 )
 
 
-def random_tensors(seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights under which every part's signal stays near 1, batch-norm statistics that matter,
-    and a codebook among the encodings."""
-    random = np.random.default_rng(seed)
-    tensors: dict[str, np.ndarray] = {}
-    for name, shape in expected_shapes(CONFIG.model, len(SPEAKERS)).items():
-        last = name.rpartition(".")[2]
-        if last == "started":
-            tensors[name] = np.array(True)
-        elif last == "num_batches_tracked":
-            tensors[name] = np.array(7, np.int64)
-        elif last in ("running_var", "std"):
-            tensors[name] = random.uniform(0.5, 2.0, shape).astype(np.float32)
-        elif ".norm." in name and last == "weight":
-            tensors[name] = random.uniform(0.8, 1.5, shape).astype(np.float32)
-        else:
-            scale = 1.0 if len(shape) == 1 else 1.5 / np.sqrt(np.prod(shape[1:]))
-            if name.endswith(("codebook", "speakers.weight", "embedding.weight")):
-                scale = 1.0
-            tensors[name] = (scale * random.standard_normal(shape)).astype(np.float32)
-    tensors["features.mean"] -= 4  # log-mel of speech
+@functools.cache
+def random_tensors() -> Mapping[str, np.ndarray]:
+    """Random weights of which every part matters: batch-norm statistics near those of the signals
+    (so that nothing saturates) but not equal to them, and a codebook among the encodings."""
+    import torch
+
+    from vconv.export.golden import golden_signal
+    from vconv.nn.autoencoder import build_autoencoder
+
+    torch.manual_seed(1)
+    random = np.random.default_rng(1)
+    network = build_autoencoder(CONFIG.model, len(SPEAKERS))
+    wav = torch.from_numpy(golden_signal())[None]
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.mul_(2 if "wavenet" in name else 1.5)
+            if ".norm." in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        frames = network.features.log_mel(wav)[0]
+        network.features.mean.copy_(frames.mean(1))
+        network.features.std.copy_(frames.std(1))
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.momentum = 1.0
+        encodings = network.bottleneck.latents(network.encoder(network.features(wav)))[0].T
+        spread = torch.from_numpy(random.choice(len(encodings), 16, replace=False))
+        network.bottleneck.codebook.copy_(encodings[spread] + 0.1)
+        network.bottleneck.started.fill_(True)
+    tensors = {
+        name: np.array(tensor.detach().numpy()) for name, tensor in network.state_dict().items()
+    }
+    for name, tensor in tensors.items():
+        if name.endswith(("running_mean", "running_var", "ema_count", "ema_sum")):
+            tensors[name] = (tensor * random.uniform(0.9, 1.1, tensor.shape)).astype(np.float32)
     return tensors
 
 
-def write_checkpoint(folder: Path, tensors: dict[str, np.ndarray] | None = None) -> Path:
+def write_checkpoint(folder: Path, tensors: Mapping[str, np.ndarray] | None = None) -> Path:
     """A checkpoint's folder as vconv.train leaves it, but for what an export does not read."""
     from safetensors.numpy import save
 
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_yaml(CONFIG), "utf-8")
     (folder / "speakers.json").write_text(json.dumps(SPEAKERS), "utf-8")
-    (folder / "average.safetensors").write_bytes(save(tensors or random_tensors()))
+    (folder / "average.safetensors").write_bytes(save(dict(tensors or random_tensors())))
     header = {
         "format_version": 1,
         "step": 20,

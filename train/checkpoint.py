@@ -135,7 +135,7 @@ def save_checkpoint(
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint below a folder, and a sentence for each damaged newer one."""
-    damaged = []
+    damaged: list[str] = []
     for path in reversed(_listed(folder)):
         try:
             return Checkpoint.open(path), damaged

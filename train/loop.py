@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vconv.config import Config
+from vconv.nn.autoencoder import Autoencoder
 from vconv.nn.bottleneck import VQ
 
 from .batches import Batch, HeldOut, TrainingBatches
@@ -69,8 +70,8 @@ def fit(
     pool: Executor | None = None,
 ) -> None:
     """Train until ``config.train.steps``; ``observe`` is called after each step and may end it
-    by returning False. ``pool`` decodes parts of a batch in parallel. Raises FloatingPointError when the loss is not finite; the state is then
-    as it was before the step."""
+    by returning False. ``pool`` decodes parts of a batch in parallel. Raises FloatingPointError
+    when the gradient is not finite; the state is then as it was before the step."""
     train = config.train
     meter = _Meter()
     while state.step < train.steps:
@@ -149,7 +150,7 @@ def start_bottleneck(
     state.copy_bottleneck_buffers()
 
 
-def _steps(model: torch.nn.Module, window: int) -> slice:
+def _steps(model: Autoencoder, window: int) -> slice:
     geometry = model.geometry
     plan = geometry.plan(window, lead=geometry.lead_samples)
     return slice(plan.skip, plan.skip + plan.steps)

@@ -49,12 +49,9 @@ class Diary:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a metrics.jsonl, in order."""
-    rows = []
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):  # a killed process may leave half a line
-                rows.append(json.loads(line))
-    return rows
+        # A killed process may leave half a line.
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def _cut_back(path: Path, step: int) -> None:

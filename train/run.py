@@ -143,6 +143,7 @@ class _Run:
         self.batches = batches
         self.device = device
         self.validation: dict[str, float] = {}
+        self.nll = float("nan")
         self.saved = state.step
 
     def observe(self, progress: StepProgress) -> bool:
@@ -155,11 +156,8 @@ class _Run:
                 if name.startswith(("heldout_", "probe_"))
             } | {"step": float(progress.step)}
             _say(f"step {progress.step:,}: {_summary(self.validation)}")
-        self.bar.update(
-            self.bar.task_ids[0],
-            completed=progress.step,
-            **({"nll": progress.figures["nll"]} if "nll" in progress.figures else {}),
-        )
+        self.nll = progress.figures.get("nll", self.nll)
+        self.bar.update(self.bar.task_ids[0], completed=progress.step, nll=self.nll)
         if progress.due:
             self.save()
         return not self.caught

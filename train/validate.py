@@ -102,8 +102,11 @@ def validate(
     used = torch.cat(codes)
     size = network.bottleneck.codebook_size
     quantised = bool((used >= 0).all())
+    true, other_latents, other_speaker = (np.concatenate(part) for part in scores)
     return Validation(
-        *(np.concatenate(part) for part in scores),
+        true,
+        other_latents,
+        other_speaker,
         perplexity=float(perplexity(used, size)) if quantised else 0.0,
         codes_used=len(used.unique()) / size if quantised else 0.0,
     )

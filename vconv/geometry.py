@@ -11,7 +11,6 @@ allows. Positions are counted in steps of the chain's input (wav samples for the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -125,7 +124,7 @@ _INTERPOLATION = Chain((Layer(2 * FRAME_HOP - 1, FRAME_HOP, transposed=True),))
 
 def receptive_field(kernel_size: int, blocks: int, layers: int) -> int:
     """Past samples (the output's own input among them) one WaveNet output depends on."""
-    return blocks * (kernel_size - 1) * (2**layers - 1) + 1
+    return blocks * (kernel_size - 1) * ((1 << layers) - 1) + 1
 
 
 @dataclass(frozen=True)
@@ -256,8 +255,3 @@ class Plan:
     def right(self) -> int:
         """Wav samples at the excerpt's end beyond ``left``; the predicted ones among them."""
         return self.wav_length - self.left
-
-
-def chain_of(*layers: Sequence[int]) -> Chain:
-    """A chain from (kernel, stride, dilation) triples; for tests and experiments."""
-    return Chain(tuple(Layer(*layer) for layer in layers))

@@ -252,8 +252,8 @@ def test_threads_share_an_engine_without_touching_each_other() -> None:
     engine = shape.engine(random_weights(shape))
     works = [random_work(shape, 1, 10, seed)[:2] for seed in range(8)]
 
-    def generate(work: tuple[Floats, Floats]) -> list[int]:
-        return engine.generate(*work, 1.0, engine.initial_state(1))[0].tolist()
+    def generate(work: tuple[Floats, Floats]) -> bytes:
+        return engine.generate(*work, 1.0, engine.initial_state(1))[0].tobytes()
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(generate, works)) == [generate(work) for work in works]
@@ -433,6 +433,8 @@ def test_conditioning_that_is_not_finite_is_noticed() -> None:
     for temperature in (0.0, 1.0):
         with pytest.raises(ModelError, match="not finite"):
             engine.generate(conditioning, uniforms, temperature, engine.initial_state(1))
+    with pytest.raises(ModelError, match="not finite"):
+        engine.score(conditioning, np.zeros((1, shape.hop), np.uint8), engine.initial_state(1))
 
 
 def test_an_unknown_code_path_is_a_setup_error() -> None:

@@ -1,4 +1,4 @@
-"""The scripted step against the eager network, the definition of a draw, and itself cut otherwise."""
+"""The scripted step: against the eager network, the definition of a draw, and itself in pieces."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Case:
             logits, _ = self.network(
                 torch.from_numpy(previous), self.channels, self.network.initial_state(self.lanes)
             )
-        return np.asarray(logits)
+        return logits.numpy()
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["kernel-2", "kernel-3"])
@@ -61,7 +61,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     engine = TorchScriptEngine(weights, blocks=2, layers=5, kernel_size=kernel, hop=HOP)
     channels = torch.randn(lanes, frames + 1, 4)
     with torch.inference_mode():
-        conditioning = np.array(network.project(channels))
+        conditioning = network.project(channels).numpy()
     codes = np.random.default_rng(0).integers(0, 32, (lanes, frames * HOP)).astype(np.uint8)
     return Case(network, engine, channels, conditioning, codes)
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load
+
 from tiny_model import CONFIG, SPEAKERS, exported, random_tensors, write_checkpoint, write_clips
+from vconv.audio import read
+from vconv.bundle import Bundle
+from vconv.errors import ModelError, UsageError
 from vconv.export import bundle as exporting
 from vconv.export.bundle import export_run
 from vconv.export.checkpoint import find_checkpoint, load_checkpoint
 from vconv.export.verify import Comparison
-
-from vconv.audio import read
-from vconv.bundle import Bundle
-from vconv.errors import ModelError, UsageError
 from vconv.geometry import Span
 from vconv.nn.autoencoder import Autoencoder, build_autoencoder
 
@@ -61,7 +61,7 @@ def test_the_exported_encoder_is_the_eager_one(
         wanted = eager.encode(torch.from_numpy(wav))
     assert codes.shape == (batch, len(eager.geometry.encoder.outputs(Span(0, samples))))
     np.testing.assert_array_equal(codes, wanted.codes.numpy())
-    np.testing.assert_allclose(latents, wanted.z.transpose(1, 2).numpy(), atol=1e-5)
+    np.testing.assert_allclose(latents, wanted.z.transpose(1, 2).numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -205,7 +205,7 @@ def test_a_missing_clip_is_named_before_anything_is_exported(
 def change(checkpoint: Path, **tensors: np.ndarray) -> Path:
     shutil.rmtree(checkpoint)
     names = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
-    return write_checkpoint(checkpoint, random_tensors() | names)
+    return write_checkpoint(checkpoint, {**random_tensors(), **names})
 
 
 def test_weights_that_cannot_be_used_are_refused_by_name(checkpoint: Path, out: Path) -> None:

@@ -17,12 +17,12 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 from safetensors.numpy import load, save
-from tiny_model import exported, reseal
-from vconv.export.golden import Golden
-from vconv.export.verify import Comparison, comparisons, verify
 
+from tiny_model import exported, reseal
 from vconv.bundle import Bundle
 from vconv.errors import ModelError
+from vconv.export.golden import Golden
+from vconv.export.verify import Comparison, comparisons, verify
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,7 @@ def test_the_comparisons_have_something_to_compare(whole: Path) -> None:
     golden = Golden.from_bytes((whole / "golden.npz").read_bytes(), "golden")
     assert len(np.unique(golden.codes)) >= 6
     assert golden.logits.shape == (1000, 256)
-    assert golden.logits.std() > 1
+    assert golden.logits.std() > 0.5
     assert golden.conditioning.std() > 0.3
     assert len(np.unique(golden.forced)) > 50
     undecided = [c.note for c in verify(whole) if "more have two codes" in c.note]

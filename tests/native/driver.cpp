@@ -1,6 +1,6 @@
-// Runs the sampler through its C interface over awkward shapes, every code path of this processor, cut
-// and whole, right and wrong calls; built with sanitizers by test_sanitizers.py. All buffers have
-// their exact size, so that a read or write beside one is seen.
+// Runs the sampler through its C interface over awkward shapes, every code path of this processor,
+// cut and whole, right and wrong calls; built with sanitizers by test_sanitizers.py. All buffers
+// have their exact size, so that a read or write beside one is seen.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -218,12 +218,12 @@ void refuse_models() {
 
 int main() {
     const vconv_wavenet_shape shapes[] = {
-        {256, 32, 32, 96, 2, 4, 2, 20},  // levels, residual, gate, skip, blocks, layers, k, hop
-        {17, 5, 7, 9, 2, 3, 3, 10},      //
-        {33, 21, 13, 70, 1, 5, 2, 7},    //
-        {300, 64, 46, 130, 1, 6, 2, 16}, //
-        {8, 3, 2, 4, 1, 1, 4, 5},        //
-        {2, 1, 1, 1, 3, 2, 2, 1},        //
+        {256, 32, 32, 96, 2, 4, 2, 20},   // levels, residual, gate, skip, blocks, layers, k, hop
+        {17, 5, 7, 9, 2, 3, 3, 10},       //
+        {33, 21, 13, 70, 1, 5, 2, 7},     //
+        {300, 64, 46, 130, 1, 6, 2, 16},  //
+        {8, 3, 2, 4, 1, 1, 4, 5},         //
+        {2, 1, 1, 1, 3, 2, 2, 1},         //
     };
     for (const char* cpu : {"generic", "avx2", "avx512"}) {
         for (const vconv_wavenet_shape& shape : shapes) {

@@ -136,7 +136,7 @@ class NativeEngine:
         codes: NDArray[np.int16] | None = None,
         logits: NDArray[np.float32] | None = None,
     ) -> NativeState:
-        """One vconv_sampler_run into codes or logits, over a copy of the state, which it returns."""
+        """One vconv_sampler_run into codes or logits; returns the next state."""
         assert isinstance(state, NativeState)
         lanes, samples = shape
         frames, rest = divmod(samples, self.hop)

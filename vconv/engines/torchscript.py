@@ -100,7 +100,10 @@ class TorchScriptEngine:
                 None if forced is None else self._tensor(forced, np.int64),
                 state,
             )
-            if not bool(torch.isfinite(after[1]).all() and torch.isfinite(logits).all()):
+            # A context forgets what passed through it, so the conditioning is looked at too.
+            if not np.isfinite(conditioning).all() or not bool(
+                torch.isfinite(after[1]).all() and torch.isfinite(logits).all()
+            ):
                 raise ModelError(
                     "the WaveNet's output is not finite; its weights or conditioning are out of "
                     "range."

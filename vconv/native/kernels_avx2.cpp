@@ -24,10 +24,7 @@
 #endif
 
 namespace vconv {
-const Kernels kernels_avx2 = {
-    "avx2", avx2::kVector, avx2::kPanelVectors * avx2::kVector, avx2::accumulate, avx2::gate,
-    avx2::add, avx2::interpolate, avx2::rectify, avx2::draw,
-};
+const Kernels kernels_avx2 = avx2::kKernels;
 }
 
 #endif

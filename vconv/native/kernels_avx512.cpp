@@ -8,7 +8,8 @@
 #include "kernels.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx2,fma")
 #endif
@@ -24,10 +25,7 @@
 #endif
 
 namespace vconv {
-const Kernels kernels_avx512 = {
-    "avx512", avx512::kVector, avx512::kPanelVectors * avx512::kVector, avx512::accumulate, avx512::gate,
-    avx512::add, avx512::interpolate, avx512::rectify, avx512::draw,
-};
+const Kernels kernels_avx512 = avx512::kKernels;
 }
 
 #endif

@@ -1,4 +1,5 @@
-// The kernels for any processor: vectors of four, which compile to SSE2 on x86-64 and NEON on AArch64.
+// The kernels for any processor: vectors of four, which compile to SSE2 on x86-64 and NEON on
+// AArch64.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -16,8 +17,5 @@
 #include "kernels_impl.h"
 
 namespace vconv {
-const Kernels kernels_generic = {
-    "generic", generic::kVector, generic::kPanelVectors * generic::kVector, generic::accumulate, generic::gate,
-    generic::add, generic::interpolate, generic::rectify, generic::draw,
-};
+const Kernels kernels_generic = generic::kKernels;
 }

@@ -1,11 +1,12 @@
-// The kernels, written once in the vector extensions of GCC and Clang. Included by one source file per
-// instruction set, which first sets
+// The kernels, written once in the vector extensions of GCC and Clang. Included by one source file
+// per instruction set, which first sets
 //   VCONV_NAME      the code path's name, also the namespace that keeps the copies apart
 //   VCONV_VECTOR    floats in a vector
-//   VCONV_COLUMNS   columns that share a weight load: 4 vectors of sums for each must fit the registers
+//   VCONV_COLUMNS   columns that share a weight load; 4 vectors of sums for each must fit the
+//                   registers
 //   VCONV_KEEP(v)   keeps the vector v in a register
-// Standard headers are included by that file before it selects the instruction set: an inline function
-// of theirs compiled here could otherwise be the copy that a lesser processor is given.
+// Standard headers are included by that file before it selects the instruction set: an inline
+// function of theirs compiled here could otherwise be the copy that a lesser processor is given.
 
 namespace vconv {
 namespace VCONV_NAME {
@@ -34,11 +35,11 @@ VCONV_INLINE void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
 VCONV_INLINE Vector splat(float x) { return x - Vector{}; }  // x - 0 is x, folded; x + 0 is not
 
-// a * b + c, fused where the instruction set can. Written only here, so that no expression leaves the
-// compiler a choice of which product to fuse.
+// a * b + c, fused where the instruction set can. Written only here, so that no expression leaves
+// the compiler a choice of which product to fuse.
 VCONV_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
 
-// ---- matrix products ------------------------------------------------------------------------------
+// ---- matrix products ----------------------------------------------------------------------------
 
 template <std::size_t VECTORS, std::size_t COLUMNS>
 using Sums = Vector[COLUMNS][VECTORS];
@@ -86,8 +87,9 @@ VCONV_INLINE void accumulate_tile(std::size_t inputs, const float* weights,
     }
 }
 
-// The tile of VECTORS vectors for `columns` columns, in groups of at most COLUMNS. A last group of one
-// would leave the multiply-add units waiting for its few sums, so the group before gives it one.
+// The tile of VECTORS vectors for `columns` columns, in groups of at most COLUMNS. A last group of
+// one would leave the multiply-add units waiting for its few sums, so the group before gives it
+// one.
 template <std::size_t VECTORS, std::size_t COLUMNS>
 VCONV_INLINE void accumulate_columns(std::size_t inputs, const float* weights,
                                      std::size_t weight_stride, const float* in,
@@ -126,8 +128,9 @@ void accumulate(const Matrix& matrix, const float* in, std::size_t in_stride, fl
         } else {
             std::size_t o = 0;
             for (; o + kTile <= width; o += kTile) {
-                accumulate_columns<kTileVectors, kColumns>(inputs, weights + o, width, in, in_stride,
-                                                           out + first + o, out_stride, columns);
+                accumulate_columns<kTileVectors, kColumns>(inputs, weights + o, width, in,
+                                                           in_stride, out + first + o, out_stride,
+                                                           columns);
             }
             for (; o + 2 * kVector <= width; o += 2 * kVector) {
                 accumulate_columns<2, kColumns>(inputs, weights + o, width, in, in_stride,
@@ -142,7 +145,7 @@ void accumulate(const Matrix& matrix, const float* in, std::size_t in_stride, fl
     }
 }
 
-// ---- elementwise ----------------------------------------------------------------------------------
+// ---- elementwise --------------------------------------------------------------------------------
 
 // A comparison with NaN is false, so clamp leaves NaN as it is: it must reach the check in draw.
 VCONV_INLINE Vector clamp(Vector x, float low, float high) {
@@ -151,9 +154,9 @@ VCONV_INLINE Vector clamp(Vector x, float low, float high) {
 }
 
 // e^(factor x) for |factor x| <= 87, with log2e_factor = factor / ln 2: with t = log2e_factor x,
-// n the integer nearest to t and f = t - n, it is 2^n 2^f. The polynomial is the minimax one of degree
-// 5 for 2^f on |f| <= 1/2 with p(0) = 1: within 1.1e-7, relatively. Rounding log2e_factor adds
-// 3e-8 |factor x|.
+// n the integer nearest to t and f = t - n, it is 2^n 2^f. The polynomial is the minimax one of
+// degree 5 for 2^f on |f| <= 1/2 with p(0) = 1: within 1.1e-7, relatively. Rounding log2e_factor
+// adds 3e-8 |factor x|.
 VCONV_INLINE Vector exponential(Vector x, float log2e_factor) {
     const Vector factor = splat(log2e_factor);
     const Vector shift = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves n in the low bits
@@ -175,8 +178,8 @@ VCONV_INLINE Vector exponential(Vector x, float log2e_factor) {
 
 constexpr float kLog2E = 1.44269504f;
 
-// tanh(a) sigmoid(b) = (A - 1) / ((A + 1) (B + 1)) with A = e^2a, B = e^-b: one division. Beyond the
-// bounds both functions equal their limits to float, and the products stay far from overflow.
+// tanh(a) sigmoid(b) = (A - 1) / ((A + 1) (B + 1)) with A = e^2a, B = e^-b: one division. Beyond
+// the bounds both functions equal their limits to float, and the products stay far from overflow.
 void gate(std::size_t width, const float* h, float* z) {
     const Vector one = splat(1.0f);
     for (std::size_t i = 0; i < width; i += kVector) {
@@ -208,10 +211,11 @@ void rectify(std::size_t width, float* x) {
     }
 }
 
-// ---- the draw -------------------------------------------------------------------------------------
+// ---- the draw -----------------------------------------------------------------------------------
 
-// Weights are summed in runs of 16, each in order, and the runs in order: short chains that overlap.
-// The search below repeats the same additions, so it cannot step past a run that holds the answer.
+// Weights are summed in runs of 16, each in order, and the runs in order: short chains that
+// overlap. The search below repeats the same additions, so it cannot step past a run that holds the
+// answer.
 constexpr std::size_t kRun = 16;
 
 VCONV_INLINE double sum_run(const float* weights, std::size_t count) {
@@ -278,6 +282,21 @@ int draw(std::size_t levels, float* logits, float temperature, float uniform) {
 }
 
 #undef VCONV_INLINE
+
+#define VCONV_TEXT_OF(name) #name
+#define VCONV_TEXT(name) VCONV_TEXT_OF(name)
+
+constexpr Kernels kKernels = {
+    VCONV_TEXT(VCONV_NAME),
+    kVector,
+    kPanelVectors * kVector,
+    accumulate,
+    gate,
+    add,
+    interpolate,
+    rectify,
+    draw,
+};
 
 }  // namespace
 }  // namespace VCONV_NAME

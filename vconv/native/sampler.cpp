@@ -88,12 +88,10 @@ Fault find_fault(const vconv_wavenet_shape& s, const vconv_wavenet_weights& w) {
             }
         }
     }
-    static_cast<void>(bad("skip.weight", w.skip_weight, S * L * G) ||
-                      bad("skip.bias", w.skip_bias, S) ||
-                      bad("hidden.weight", w.hidden_weight, S * S) ||
-                      bad("hidden.bias", w.hidden_bias, S) ||
-                      bad("logits.weight", w.logits_weight, Q * S) ||
-                      bad("logits.bias", w.logits_bias, Q));
+    static_cast<void>(
+        bad("skip.weight", w.skip_weight, S * L * G) || bad("skip.bias", w.skip_bias, S) ||
+        bad("hidden.weight", w.hidden_weight, S * S) || bad("hidden.bias", w.hidden_bias, S) ||
+        bad("logits.weight", w.logits_weight, Q * S) || bad("logits.bias", w.logits_bias, Q));
     return fault;
 }
 
@@ -105,8 +103,7 @@ uint32_t vconv_sampler_version(void) { return VCONV_SAMPLER_VERSION; }
 
 vconv_status vconv_sampler_create(const vconv_wavenet_shape* shape,
                                   const vconv_wavenet_weights* weights, const char* cpu,
-                                  vconv_sampler** sampler, char* message,
-                                  size_t message_capacity) {
+                                  vconv_sampler** sampler, char* message, size_t message_capacity) {
     const auto fail = [=](vconv_status status, const std::string& text) {
         if (message != nullptr && message_capacity > 0) {
             std::snprintf(message, message_capacity, "%s", text.c_str());
@@ -187,7 +184,8 @@ vconv_status vconv_sampler_run(const vconv_sampler* sampler, void* state, size_t
         }
     } else {
         for (std::size_t i = 0; i < lanes * n_samples; ++i) {
-            if (forced_codes[i] < 0 || static_cast<std::uint32_t>(forced_codes[i]) >= shape.levels) {
+            if (forced_codes[i] < 0 ||
+                static_cast<std::uint32_t>(forced_codes[i]) >= shape.levels) {
                 return VCONV_BAD_ARGUMENT;
             }
         }

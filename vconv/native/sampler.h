@@ -1,16 +1,17 @@
 /* The WaveNet sampler of vconv: a small, plain C interface.
  *
- * Legend: Q levels, R residual, G gate and S skip channels, L = blocks * layers gated layers, k taps,
- * B lanes (independent streams generated together), T samples of one call, hop samples a frame.
- * Layer l has dilation 2^(l mod layers). Matrices are row-major [outputs, inputs], floats are IEEE
- * binary32. The network, from the previous code to the logits of the next one:
+ * Legend: Q levels, R residual, G gate and S skip channels, L = blocks * layers gated layers, k
+ * taps, B lanes (independent streams generated together), T samples of one call, hop samples a
+ * frame. Layer l has dilation 2^(l mod layers). Matrices are row-major [outputs, inputs], floats
+ * are IEEE binary32. The network, from the previous code to the logits of the next one:
  *
  *   x = embedding[code]
  *   for each layer:
  *     h = sum over taps j of W_j x[t - (k-1-j) * dilation] + c[t]         W = [W_0 | ... | W_k-1]
  *     z = tanh(h[0:G]) * sigmoid(h[G:2G])
  *     x = x + residual_weight z + residual_bias                          (not in the last layer)
- *   logits = logits_weight relu(hidden_weight relu(skip_weight [z_0 .. z_L-1] + skip_bias) + ..) + ..
+ *   y = relu(skip_weight [z_0 .. z_L-1] + skip_bias)
+ *   logits = logits_weight relu(hidden_weight y + hidden_bias) + logits_bias
  *
  * c is the conditioning, given once a frame as P and interpolated linearly: sample r of frame j has
  * c = P[j] + (r / hop) * (P[j+1] - P[j]).
@@ -41,31 +42,31 @@ extern "C" {
 
 typedef enum vconv_status {
     VCONV_OK = 0,
-    VCONV_BAD_SHAPE = 1,          /* a size is zero or too large, or a required pointer is NULL */
-    VCONV_BAD_WEIGHTS = 2,        /* a weight is NaN or infinite; the message names the tensor */
-    VCONV_BAD_CPU = 3,            /* the code path asked for is unknown or not for this processor */
-    VCONV_BAD_STATE = 4,          /* not a state of this sampler for this many lanes */
-    VCONV_BAD_ARGUMENT = 5,       /* samples not whole frames, temperature < 0 or NaN, code >= Q .. */
+    VCONV_BAD_SHAPE = 1,    /* a size is zero or too large, or a required pointer is NULL */
+    VCONV_BAD_WEIGHTS = 2,  /* a weight is NaN or infinite; the message names the tensor */
+    VCONV_BAD_CPU = 3,      /* the code path asked for is unknown or not for this processor */
+    VCONV_BAD_STATE = 4,    /* not a state of this sampler for this many lanes */
+    VCONV_BAD_ARGUMENT = 5, /* samples not whole frames, temperature < 0 or NaN, code >= Q .. */
     VCONV_OUT_OF_MEMORY = 6,
-    VCONV_NOT_FINITE = 7          /* the logits became NaN or infinite; the state is lost */
+    VCONV_NOT_FINITE = 7 /* the logits became NaN or infinite; the state is lost */
 } vconv_status;
 
 typedef struct vconv_wavenet_shape {
-    uint32_t levels, residual, gate, skip;           /* Q, R, G, S */
-    uint32_t blocks, layers, kernel_size;            /* L = blocks * layers; k >= 2 */
-    uint32_t hop;                                    /* samples per conditioning frame, >= 1 */
+    uint32_t levels, residual, gate, skip; /* Q, R, G, S */
+    uint32_t blocks, layers, kernel_size;  /* L = blocks * layers; k >= 2 */
+    uint32_t hop;                          /* samples per conditioning frame, >= 1 */
 } vconv_wavenet_shape;
 
 /* Read during vconv_sampler_create only. The arrays of pointers hold one tensor per layer; the last
  * layer has no residual output, so its two entries are not read. */
 typedef struct vconv_wavenet_weights {
-    const float *embedding;                          /* [Q, R] */
-    const float *const *dilated;                     /* L x [2G, k * R], oldest tap first */
-    const float *const *residual_weight;             /* L - 1 x [R, G] */
-    const float *const *residual_bias;               /* L - 1 x [R] */
-    const float *skip_weight, *skip_bias;            /* [S, L * G], [S] */
-    const float *hidden_weight, *hidden_bias;        /* [S, S], [S] */
-    const float *logits_weight, *logits_bias;        /* [Q, S], [Q] */
+    const float* embedding;                   /* [Q, R] */
+    const float* const* dilated;              /* L x [2G, k * R], oldest tap first */
+    const float* const* residual_weight;      /* L - 1 x [R, G] */
+    const float* const* residual_bias;        /* L - 1 x [R] */
+    const float *skip_weight, *skip_bias;     /* [S, L * G], [S] */
+    const float *hidden_weight, *hidden_bias; /* [S, S], [S] */
+    const float *logits_weight, *logits_bias; /* [Q, S], [Q] */
 } vconv_wavenet_weights;
 
 typedef struct vconv_sampler vconv_sampler;
@@ -76,28 +77,28 @@ VCONV_API uint32_t vconv_sampler_version(void);
 /* Packs the weights for the best code path of this processor, or for the named one ("generic",
  * "avx2", "avx512"; NULL: the best). On failure *sampler is NULL and message, when its capacity is
  * not 0, holds a short text without a final full stop. */
-VCONV_API vconv_status vconv_sampler_create(const vconv_wavenet_shape *shape,
-                                            const vconv_wavenet_weights *weights, const char *cpu,
-                                            vconv_sampler **sampler, char *message,
+VCONV_API vconv_status vconv_sampler_create(const vconv_wavenet_shape* shape,
+                                            const vconv_wavenet_weights* weights, const char* cpu,
+                                            vconv_sampler** sampler, char* message,
                                             size_t message_capacity);
 
-VCONV_API void vconv_sampler_destroy(vconv_sampler *sampler);
+VCONV_API void vconv_sampler_destroy(vconv_sampler* sampler);
 
 /* The name of the code path in use; valid for ever. */
-VCONV_API const char *vconv_sampler_cpu(const vconv_sampler *sampler);
+VCONV_API const char* vconv_sampler_cpu(const vconv_sampler* sampler);
 
 /* Multiply-adds of the matrix products of one generated sample. */
-VCONV_API uint64_t vconv_sampler_multiply_adds(const vconv_sampler *sampler);
+VCONV_API uint64_t vconv_sampler_multiply_adds(const vconv_sampler* sampler);
 
-/* Bytes of a state for this many lanes; 0 when that is no possible number of lanes. A state is plain
- * memory, aligned to 8 bytes: it may be copied, and belongs to one code path's sampler. */
-VCONV_API size_t vconv_sampler_state_size(const vconv_sampler *sampler, size_t lanes);
+/* Bytes of a state for this many lanes; 0 when that is no possible number of lanes. A state is
+ * plain memory, aligned to 8 bytes: it may be copied, and belongs to one code path's sampler. */
+VCONV_API size_t vconv_sampler_state_size(const vconv_sampler* sampler, size_t lanes);
 
 /* Silence: the previous code is Q / 2 and all contexts are zero. */
-VCONV_API vconv_status vconv_sampler_state_init(const vconv_sampler *sampler, void *state,
+VCONV_API vconv_status vconv_sampler_state_init(const vconv_sampler* sampler, void* state,
                                                 size_t lanes);
 
-/* Generates, or follows forced codes for, n_samples = T of every lane, a multiple of hop (F = T/hop).
+/* Generates n_samples = T of every lane, or follows forced codes; T is F frames, F * hop.
  *   conditioning  [B, F + 1, L * 2G], layer by layer, within a layer the G tanh rows first
  *   uniforms      [B, T] in [0, 1), or NULL where nothing is drawn (forced, or temperature 0)
  *   temperature   0: the most likely code; otherwise drawn from softmax(logits / temperature), the
@@ -107,11 +108,11 @@ VCONV_API vconv_status vconv_sampler_state_init(const vconv_sampler *sampler, vo
  *   logits        [B, T, Q], logits[t] predicts code t, or NULL; forced and NULL skips their cost
  * The state advances in place. After VCONV_NOT_FINITE it must be initialised again; every other
  * failure leaves it as it was. */
-VCONV_API vconv_status vconv_sampler_run(const vconv_sampler *sampler, void *state, size_t lanes,
-                                         size_t n_samples, const float *conditioning,
-                                         const float *uniforms, float temperature,
-                                         const int16_t *forced_codes, int16_t *codes,
-                                         float *logits);
+VCONV_API vconv_status vconv_sampler_run(const vconv_sampler* sampler, void* state, size_t lanes,
+                                         size_t n_samples, const float* conditioning,
+                                         const float* uniforms, float temperature,
+                                         const int16_t* forced_codes, int16_t* codes,
+                                         float* logits);
 
 #ifdef __cplusplus
 }

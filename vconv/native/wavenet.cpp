@@ -34,17 +34,24 @@ struct Dense {
     }
 };
 
+bool finite(const float* values, std::size_t count) {
+    float sum = 0.0f;  // x - x is 0 for a finite x, else NaN
+    for (std::size_t i = 0; i < count; ++i) {
+        sum += values[i] - values[i];
+    }
+    return sum == 0.0f;
+}
+
 }  // namespace
 
-Floats::Floats(std::size_t count)
-    : memory_(new float[count + kCacheLine]()), data_(memory_.get()) {
+Floats::Floats(std::size_t count) : memory_(new float[count + kCacheLine]()), data_(memory_.get()) {
     const auto misplaced = reinterpret_cast<std::uintptr_t>(data_) % (kCacheLine * sizeof(float));
     if (misplaced != 0) {
         data_ += kCacheLine - misplaced / sizeof(float);
     }
 }
 
-// ---- weights --------------------------------------------------------------------------------------
+// ---- weights ------------------------------------------------------------------------------------
 
 WaveNet::WaveNet(const vconv_wavenet_shape& shape, const vconv_wavenet_weights& weights,
                  const Kernels& kernels)
@@ -124,43 +131,46 @@ std::uint64_t WaveNet::multiply_adds() const {
            S * shape_.levels;
 }
 
-// ---- state ----------------------------------------------------------------------------------------
+// ---- state --------------------------------------------------------------------------------------
 
-// Each layer's context is a ring of the (k - 1) * dilation latest inputs, [slot, lane, R'].
+// Each layer's context is a ring of its latest inputs, [slot, lane, R'].
 std::size_t WaveNet::context_floats(std::size_t lanes) const {
     std::size_t slots = 0;
     for (const Layer& layer : layers_) {
-        slots += (layer.taps.size() - 1) * layer.dilation;
+        slots += layer.reach();
     }
     return slots * lanes * residual_;
 }
 
-// Where a run keeps what it need not carry to the next.
+// Where a layer stands in a run.
+struct WaveNet::Place {
+    float* context;
+    std::size_t slot;    // where in the context the present input goes: in place of the oldest
+    float* past;         // [sample of the block, lane, 2G'] h, as far as prepare_past knows it
+    std::size_t block;   // samples that prepare_past serves at once, at most
+    std::size_t column;  // the layer's share of base and slope begins here
+};
+
+// What a run need not hand on to the next.
 struct WaveNet::Workspace {
-    std::size_t block;               // samples whose past taps are multiplied at once, at most
-    std::vector<std::size_t> slots;  // per layer the slot the present sample goes to: the oldest
-    std::vector<std::size_t> past_offsets;
-    std::size_t sample_in_frame = 0;
+    std::size_t lanes;
+    std::size_t sample = 0;  // in the frame
+    std::vector<Place> places;
     Floats memory;
     float* stream;  // [lane, x | skip]
     float* z;       // [lane, G']
     float* hidden;  // [lane, S']
     float* logits;  // [lane, Q']
     float* base;    // [lane, layer, 2G'] conditioning at the start of the frame
-    float* slope;   // and its change to the next
-    float* past;    // per layer [sample of the block, lane, 2G']
+    float* slope;   // and its change until the next
 
-    Workspace(const WaveNet& net, std::size_t lanes, std::uint64_t position)
-        : block(std::max<std::size_t>(1, kPastColumns / lanes)), memory([&] {
-              std::size_t past_floats = 0;
+    Workspace(const WaveNet& net, std::size_t lanes, std::uint64_t position, float* contexts)
+        : lanes(lanes), memory([&] {
+              std::size_t width = net.residual_ + 2 * net.skip_ + net.gate_ + net.levels_;
               for (const Layer& layer : net.layers_) {
-                  slots.push_back(position % ((layer.taps.size() - 1) * layer.dilation));
-                  past_offsets.push_back(past_floats);
-                  past_floats += block_of(layer) * lanes * 2 * net.gate_;
+                  width += (block_of(layer) + 2) * 2 * net.gate_;
               }
-              return lanes * (net.residual_ + 2 * net.skip_ + net.gate_ + net.levels_ +
-                              4 * net.layers_.size() * net.gate_) +
-                     past_floats + 8 * kCacheLine;
+              return lanes * width + (net.layers_.size() + 6) * kCacheLine;
           }()) {
         float* next = memory.data();
         const auto take = [&next](std::size_t count) {
@@ -174,48 +184,44 @@ struct WaveNet::Workspace {
         logits = take(lanes * net.levels_);
         base = take(lanes * net.layers_.size() * 2 * net.gate_);
         slope = take(lanes * net.layers_.size() * 2 * net.gate_);
-        past = next;
+        for (const Layer& layer : net.layers_) {
+            const std::size_t block = block_of(layer);
+            places.push_back({contexts, position % layer.reach(),
+                              take(block * lanes * 2 * net.gate_), block,
+                              places.size() * 2 * net.gate_});
+            contexts += layer.reach() * lanes * net.residual_;
+        }
     }
 
-    // No longer than the dilation: everything that the past taps of a block see came before it.
-    std::size_t block_of(const Layer& layer) const { return std::min(block, layer.dilation); }
+    // No longer than the dilation: all that the past taps of a block see came before the block.
+    std::size_t block_of(const Layer& layer) const {
+        return std::min(std::max<std::size_t>(1, kPastColumns / lanes), layer.dilation);
+    }
 };
 
-// ---- a run ----------------------------------------------------------------------------------------
+// ---- a run --------------------------------------------------------------------------------------
 
 bool WaveNet::run(const Job& job, std::uint64_t& position, std::int32_t* previous,
                   float* contexts) const {
-    Workspace work(*this, job.lanes, position);
-    const std::size_t rows = layers_.size() * 2, frames = job.samples / shape_.hop;
+    Workspace work(*this, job.lanes, position, contexts);
+    const std::size_t stride = residual_ + skip_;
     for (std::size_t sample = 0; sample < job.samples; ++sample) {
-        work.sample_in_frame = sample % shape_.hop;
-        if (work.sample_in_frame == 0) {
-            for (std::size_t lane = 0; lane < job.lanes; ++lane) {
-                const std::size_t frame = lane * (frames + 1) + sample / shape_.hop;
-                const float* now = job.conditioning + frame * rows * shape_.gate;
-                const float* then = now + rows * shape_.gate;
-                for (std::size_t row = 0; row < rows; ++row) {
-                    float* base = work.base + (lane * rows + row) * gate_;
-                    float* slope = work.slope + (lane * rows + row) * gate_;
-                    for (std::size_t g = 0; g < shape_.gate; ++g, ++now, ++then) {
-                        base[g] = *now;
-                        slope[g] = *then - *now;
-                    }
-                }
-            }
+        work.sample = sample % shape_.hop;
+        if (work.sample == 0) {
+            enter_frame(job, sample / shape_.hop, work);
         }
-        const std::size_t stride = residual_ + skip_;
         for (std::size_t lane = 0; lane < job.lanes; ++lane) {
             float* x = work.stream + lane * stride;
             std::copy_n(embedding_ + previous[lane] * residual_, residual_, x);
             std::copy_n(skip_bias_, skip_, x + residual_);
         }
-        float* context = contexts;
         for (std::size_t l = 0; l < layers_.size(); ++l) {
-            layer_step(layers_[l], l, job, sample, context, work);
-            context += (layers_[l].taps.size() - 1) * layers_[l].dilation * job.lanes * residual_;
+            layer_step(layers_[l], work.places[l], work);
         }
-        if (!output_step(job, sample, previous, work)) {
+        if (job.forced == nullptr || job.logits != nullptr) {
+            output_step(work);
+        }
+        if (!choose(job, sample, previous, work)) {
             return false;
         }
     }
@@ -223,55 +229,63 @@ bool WaveNet::run(const Job& job, std::uint64_t& position, std::int32_t* previou
     return true;
 }
 
-// h of the next `count` samples as far as the past decides it: conditioning and all taps but the last.
-void WaveNet::prepare_past(const Layer& layer, std::size_t index, const Job& job,
-                           std::size_t sample, std::size_t count, const float* context,
-                           Workspace& work) const {
-    const std::size_t lanes = job.lanes, width = 2 * gate_;
-    float* past = work.past + work.past_offsets[index];
-    for (std::size_t i = 0; i < count; ++i) {
-        const float fraction =
-            static_cast<float>(sample % shape_.hop + i) / static_cast<float>(shape_.hop);
-        for (std::size_t lane = 0; lane < lanes; ++lane) {
-            const std::size_t row = (lane * layers_.size() + index) * width;
-            kernels_.interpolate(width, work.base + row, work.slope + row, fraction,
-                                 past + (i * lanes + lane) * width);
+void WaveNet::enter_frame(const Job& job, std::size_t frame, Workspace& work) const {
+    const std::size_t halves = layers_.size() * 2, frames = job.samples / shape_.hop;
+    for (std::size_t lane = 0; lane < job.lanes; ++lane) {
+        const float* now = job.conditioning + (lane * (frames + 1) + frame) * halves * shape_.gate;
+        const float* then = now + halves * shape_.gate;
+        for (std::size_t half = 0; half < halves; ++half) {
+            float* base = work.base + (lane * halves + half) * gate_;
+            float* slope = work.slope + (lane * halves + half) * gate_;
+            for (std::size_t g = 0; g < shape_.gate; ++g, ++now, ++then) {
+                base[g] = *now;
+                slope[g] = *then - *now;
+            }
         }
     }
-    const std::size_t taps = layer.taps.size(), slots = (taps - 1) * layer.dilation;
-    for (std::size_t j = 0; j + 1 < taps; ++j) {
-        std::size_t slot = (work.slots[index] + j * layer.dilation) % slots;  // the oldest tap's first
+}
+
+// h of the block's samples as far as the past decides it: conditioning and all taps but the last.
+void WaveNet::prepare_past(const Layer& layer, const Place& place, const Workspace& work) const {
+    const std::size_t lanes = work.lanes, width = 2 * gate_;
+    const std::size_t count = std::min(place.block, shape_.hop - work.sample);
+    for (std::size_t i = 0; i < count; ++i) {
+        const float fraction = static_cast<float>(work.sample + i) / static_cast<float>(shape_.hop);
+        for (std::size_t lane = 0; lane < lanes; ++lane) {
+            const std::size_t at = lane * layers_.size() * width + place.column;
+            kernels_.interpolate(width, work.base + at, work.slope + at, fraction,
+                                 place.past + (i * lanes + lane) * width);
+        }
+    }
+    const std::size_t slots = layer.reach();
+    for (std::size_t j = 0; j + 1 < layer.taps.size(); ++j) {
+        std::size_t slot = (place.slot + j * layer.dilation) % slots;
         for (std::size_t done = 0; done < count;) {
-            const std::size_t span = std::min(count - done, slots - slot);
-            kernels_.accumulate(layer.taps[j], context + slot * lanes * residual_, residual_,
-                                past + done * lanes * width, width, span * lanes);
+            const std::size_t span = std::min(count - done, slots - slot);  // to the ring's end
+            kernels_.accumulate(layer.taps[j], place.context + slot * lanes * residual_, residual_,
+                                place.past + done * lanes * width, width, span * lanes);
             done += span;
             slot = 0;
         }
     }
 }
 
-void WaveNet::layer_step(const Layer& layer, std::size_t index, const Job& job,
-                         std::size_t sample, float* context, Workspace& work) const {
-    const std::size_t lanes = job.lanes, width = 2 * gate_, stride = residual_ + skip_;
-    const std::size_t block = work.block_of(layer), in_block = work.sample_in_frame % block;
-    if (in_block == 0) {
-        const std::size_t left = shape_.hop - work.sample_in_frame;
-        prepare_past(layer, index, job, sample, std::min(block, left), context, work);
+void WaveNet::layer_step(const Layer& layer, Place& place, Workspace& work) const {
+    const std::size_t lanes = work.lanes, width = 2 * gate_, stride = residual_ + skip_;
+    if (work.sample % place.block == 0) {
+        prepare_past(layer, place, work);
     }
-    float* h = work.past + work.past_offsets[index] + in_block * lanes * width;
+    float* h = place.past + work.sample % place.block * lanes * width;
     kernels_.accumulate(layer.taps.back(), work.stream, stride, h, width, lanes);
-
-    std::size_t& slot = work.slots[index];
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-        const float* x = work.stream + lane * stride;
-        std::copy_n(x, residual_, context + (slot * lanes + lane) * residual_);
-    }
-    slot = slot + 1 == (layer.taps.size() - 1) * layer.dilation ? 0 : slot + 1;
-
     for (std::size_t lane = 0; lane < lanes; ++lane) {
         kernels_.gate(gate_, h + lane * width, work.z + lane * gate_);
     }
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+        std::copy_n(work.stream + lane * stride, residual_,
+                    place.context + (place.slot * lanes + lane) * residual_);
+    }
+    place.slot = place.slot + 1 == layer.reach() ? 0 : place.slot + 1;
+
     if (layer.residual_bias == nullptr) {  // the last layer: skip only
         kernels_.accumulate(layer.output, work.z, gate_, work.stream + residual_, stride, lanes);
         return;
@@ -282,32 +296,37 @@ void WaveNet::layer_step(const Layer& layer, std::size_t index, const Job& job,
     kernels_.accumulate(layer.output, work.z, gate_, work.stream, stride, lanes);
 }
 
-bool WaveNet::output_step(const Job& job, std::size_t sample, std::int32_t* previous,
-                          Workspace& work) const {
-    const std::size_t lanes = job.lanes, stride = residual_ + skip_;
-    if (job.forced == nullptr || job.logits != nullptr) {
-        float* skip = work.stream + residual_;
-        for (std::size_t lane = 0; lane < lanes; ++lane) {
-            kernels_.rectify(skip_, skip + lane * stride);
-            std::copy_n(hidden_bias_, skip_, work.hidden + lane * skip_);
-            std::copy_n(logits_bias_, levels_, work.logits + lane * levels_);
-        }
-        kernels_.accumulate(hidden_, skip, stride, work.hidden, skip_, lanes);
-        kernels_.rectify(lanes * skip_, work.hidden);
-        kernels_.accumulate(logits_, work.hidden, skip_, work.logits, levels_, lanes);
+void WaveNet::output_step(Workspace& work) const {
+    const std::size_t stride = residual_ + skip_;
+    float* skip = work.stream + residual_;
+    for (std::size_t lane = 0; lane < work.lanes; ++lane) {
+        kernels_.rectify(skip_, skip + lane * stride);
+        std::copy_n(hidden_bias_, skip_, work.hidden + lane * skip_);
+        std::copy_n(logits_bias_, levels_, work.logits + lane * levels_);
     }
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
+    kernels_.accumulate(hidden_, skip, stride, work.hidden, skip_, work.lanes);
+    kernels_.rectify(work.lanes * skip_, work.hidden);
+    kernels_.accumulate(logits_, work.hidden, skip_, work.logits, levels_, work.lanes);
+}
+
+// Hands out the logits, and takes the forced code or draws one. False: a logit is not finite.
+bool WaveNet::choose(const Job& job, std::size_t sample, std::int32_t* previous,
+                     Workspace& work) const {
+    for (std::size_t lane = 0; lane < job.lanes; ++lane) {
         const std::size_t at = lane * job.samples + sample;
         float* logits = work.logits + lane * levels_;
         if (job.logits != nullptr) {
             std::copy_n(logits, shape_.levels, job.logits + at * shape_.levels);
         }
-        if (job.forced != nullptr) {
-            previous[lane] = job.forced[at];
-        } else {
+        if (job.forced == nullptr) {
             const float uniform = job.uniforms == nullptr ? 0.0f : job.uniforms[at];
             previous[lane] = kernels_.draw(shape_.levels, logits, job.temperature, uniform);
             if (previous[lane] < 0) {
+                return false;
+            }
+        } else {
+            previous[lane] = job.forced[at];
+            if (job.logits != nullptr && !finite(logits, shape_.levels)) {
                 return false;
             }
         }

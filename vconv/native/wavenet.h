@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -45,8 +44,8 @@ class WaveNet {
     const Kernels& kernels() const { return kernels_; }
     const vconv_wavenet_shape& shape() const { return shape_; }
 
-    // Advances `position`, the previous codes [lanes] and the contexts. False: a logit was not finite.
-    // Throws std::bad_alloc before it changes anything.
+    // Advances `position`, the previous codes [lanes] and the contexts. False: a logit was not
+    // finite. Throws std::bad_alloc before it changes anything.
     bool run(const Job& job, std::uint64_t& position, std::int32_t* previous,
              float* contexts) const;
 
@@ -56,15 +55,17 @@ class WaveNet {
         std::vector<Matrix> taps;              // kernel_size x [2 gate, residual], oldest first
         Matrix output;                         // gate -> [residual | skip]; the last layer: skip
         const float* residual_bias = nullptr;  // nullptr in the last layer
+
+        std::size_t reach() const { return (taps.size() - 1) * dilation; }
     };
     struct Workspace;
+    struct Place;
 
-    void prepare_past(const Layer& layer, std::size_t index, const Job& job, std::size_t sample,
-                      std::size_t count, const float* context, Workspace& work) const;
-    void layer_step(const Layer& layer, std::size_t index, const Job& job, std::size_t sample,
-                    float* context, Workspace& work) const;
-    bool output_step(const Job& job, std::size_t sample, std::int32_t* previous,
-                     Workspace& work) const;
+    void enter_frame(const Job& job, std::size_t frame, Workspace& work) const;
+    void prepare_past(const Layer& layer, const Place& place, const Workspace& work) const;
+    void layer_step(const Layer& layer, Place& place, Workspace& work) const;
+    void output_step(Workspace& work) const;
+    bool choose(const Job& job, std::size_t sample, std::int32_t* previous, Workspace& work) const;
 
     vconv_wavenet_shape shape_;
     const Kernels& kernels_;

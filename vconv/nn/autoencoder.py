@@ -75,7 +75,7 @@ class Autoencoder(nn.Module):
         ``steps`` picks from the conditioning those that end with the inputs (``geometry.Plan``).
         """
         conditioning = self.condition(z, speaker)[:, steps]
-        logits, _ = self.decoder.wavenet(inputs, conditioning, state, wanted=wanted)
+        logits: Tensor = self.decoder.wavenet(inputs, conditioning, state, wanted=wanted)[0]
         return logits
 
 

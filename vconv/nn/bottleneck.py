@@ -117,15 +117,13 @@ class VQ(nn.Module):
     def start(self, vectors: Tensor, *, seed: int, step: int) -> None:
         """Place the codes by k-means on real latents [N, D]; keyed by (seed, step)."""
         from scipy.cluster.vq import kmeans2
+        from sklearn.cluster import kmeans_plusplus
 
-        random = np.random.Generator(np.random.Philox(key=[seed, step]))
-        centres, labels = kmeans2(
-            vectors.double().cpu().numpy(),
-            self.codebook_size,
-            minit="++",
-            rng=random,
-            missing="warn",
-        )
+        # k-means++ from scikit-learn: scipy's own takes time quadratic in the codebook's size.
+        points = vectors.double().cpu().numpy()
+        random = np.random.RandomState(np.random.Philox(key=[seed, step]))
+        begin, _ = kmeans_plusplus(points, self.codebook_size, random_state=random)
+        centres, labels = kmeans2(points, begin, iter=20, minit="matrix", missing="warn")
         counts = np.bincount(labels, minlength=self.codebook_size)
         mean_count = len(labels) / self.codebook_size
         # The scale of the counts is set by `commit`: a code's share of one step's vectors. Only

@@ -41,7 +41,7 @@ def _mel_filters(n_mels: int) -> Tensor:
             "torchaudio cannot be imported with this torch; install a matching pair, such as "
             "torch 2.11 with torchaudio 2.11 (pip install 'vconv[train]')."
         ) from error
-    filters = melscale_fbanks(
+    filters: Tensor = melscale_fbanks(
         N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, n_mels, SAMPLE_RATE, norm=None, mel_scale="htk"
     )
     return filters.T.contiguous()
