@@ -160,10 +160,11 @@ def _check_shapes(bundle: Bundle, golden: Golden) -> None:
         "logits": (LOGIT_STEPS, audio.levels),
     }.items():
         found = getattr(golden, name)
-        if found.shape != shape or not np.isfinite(found).all():
+        kind = np.dtype({"codes": np.int64, "forced": np.uint8}.get(name, np.float32))
+        if found.shape != shape or found.dtype != kind or not np.isfinite(found).all():
             raise ModelError(
-                f"{bundle.path / GOLDEN}: its array {name} has shape {list(found.shape)} or is not "
-                f"finite; expected {list(shape)}."
+                f"{bundle.path / GOLDEN}: its array {name} is {found.dtype} {list(found.shape)} or "
+                f"not finite; expected {kind} {list(shape)}."
             )
 
 

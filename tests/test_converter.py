@@ -23,7 +23,6 @@ from vconv.audio import MuLaw
 from vconv.bundle import Bundle
 from vconv.converter import Converter
 from vconv.nn.autoencoder import build_autoencoder
-from vconv.nn.layers import interpolate
 from vconv.stream import uniforms
 
 
@@ -121,7 +120,7 @@ def test_chunks_repeat_what_eager_computes_for_the_whole_utterance_at_once(
     logits, _ = wavenet(inputs, steps, wavenet.initial_state(1))
     cumulative = torch.softmax(logits[0, lead:].double(), 1).cumsum(1).numpy()
     drawn = np.concatenate(
-        [uniforms(3, lane=0, chunk=i, count=6400) for i in range(len(engine.codes))]
+        [uniforms(3, lane=0, chunk=i, count=len(part)) for i, part in enumerate(engine.codes)]
     )
     expected = (cumulative <= drawn[:, None]).sum(1)
     differs = expected != codes[lead:]
@@ -143,7 +142,6 @@ def test_interpolation_joins_chunks_without_a_seam(
     converter.convert(speechlike(20_000), speaker=0, sample_rate=16_000)
     for before, after in zip(engine.conditioning, engine.conditioning[1:], strict=False):
         np.testing.assert_allclose(before[-1], after[0], atol=1e-5)
-    assert interpolate(torch.zeros(1, 41, 1), 160).shape[1] == 6400
 
 
 def test_a_mixture_is_the_weighted_sum_of_the_speakers_vectors(
@@ -256,7 +254,7 @@ def test_a_stream_gives_what_the_file_gives_however_it_is_cut(
 
     streamed = list(converter.stream(blocks(), speaker=2, seed=5, sample_rate=rate))
     np.testing.assert_array_equal(np.concatenate(streamed), whole)
-    assert len(streamed) >= 2
+    assert len(streamed) > 2
 
 
 def test_a_stream_of_single_samples_gives_what_the_file_gives(converter: Converter) -> None:
@@ -282,7 +280,7 @@ def test_a_stream_answers_within_its_latency(converter: Converter) -> None:
             assert arrived <= out + 160 + converter.latency_seconds * 16_000
         out += len(block)
     assert out == 32_000
-    assert converter.latency_seconds == pytest.approx((6400 + 2281) / 16_000)
+    assert converter.latency_seconds == pytest.approx((3200 + 2281) / 16_000)
 
 
 def test_speaking_the_units_of_a_recording_is_converting_it(converter: Converter) -> None:

@@ -59,7 +59,7 @@ def help_of(verb: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("document", "words"), found(r"vconv ((?!-)\S.*)"))
+@pytest.mark.parametrize(("document", "words"), found(r"vconv ([a-z].*)"))
 def test_the_commands_exist_with_their_options(document: str, words: str) -> None:
     verb, _, rest = words.partition(" ")
     assert re.search(rf"^\W*{verb}\b", help_of(""), re.MULTILINE), f"{document}: vconv {words}"
@@ -69,8 +69,7 @@ def test_the_commands_exist_with_their_options(document: str, words: str) -> Non
 
 
 def test_every_command_is_documented() -> None:
-    """And by name: the README shows at least one use of each."""
-    shown = {words.split()[0] for document, words in found(r"vconv ((?!-)\S.*)")}
+    shown = {words.split()[0] for document, words in found(r"vconv ([a-z].*)")}
     for verb in ("convert", "speakers", "info", "verify", "prepare", "train", "export"):
         assert verb in shown
 

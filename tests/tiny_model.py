@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -138,3 +139,22 @@ def reseal(folder: Path, **changes: object) -> Path:
     }
     (folder / MANIFEST).write_bytes(seal(manifest.model_copy(update={"files": files, **changes})))
     return folder
+
+
+def main() -> None:
+    """Write the bundle that tests/export/format-1 keeps of its format: 32 levels, few channels."""
+    global CONFIG
+    target = Path(sys.argv[1])
+    values = CONFIG.model_dump(mode="json")
+    values["model"]["audio"]["levels"] = 32
+    CONFIG = Config.model_validate(values)
+    from vconv.export.bundle import export_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = write_checkpoint(Path(folder) / "step-000000020")
+        for comparison in export_run(checkpoint, target, name=target.name):
+            print(comparison)
+
+
+if __name__ == "__main__":
+    main()

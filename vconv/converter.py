@@ -203,7 +203,7 @@ class Converter:
     ) -> Iterator[Samples]:
         """Convert blocks of samples [T] as they come, whatever their lengths.
 
-        Yields blocks as soon as they are complete (``latency_seconds`` later, 0.4 s at a time);
+        Yields blocks as soon as they are complete (``latency_seconds`` later, a chunk at a time);
         together they are what ``convert`` gives for the blocks together, to the bit.
         """
         out_hz = self._output_rate(output_sample_rate)

@@ -25,10 +25,27 @@ Codes = npt.NDArray[np.int64]
 _DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
 
 
-class Encoder:
+class _Graph:
+    """A session, and where it came from for its errors."""
+
+    _session: onnxruntime.InferenceSession
+    _where: str
+
+    def _run(self, outputs: list[str], feed: Mapping[str, npt.NDArray[Any]]) -> list[Any]:
+        try:
+            results: list[Any] = self._session.run(outputs, dict(feed))
+        except Exception as error:  # onnxruntime's exceptions share no base but this one
+            raise ModelError(
+                f"{self._where}: onnxruntime cannot run it ({_first_line(error)})."
+            ) from None
+        return results
+
+
+class Encoder(_Graph):
     """encoder.onnx: waveform [B, T] -> codes [B, U], latents [B, U, D]."""
 
     def __init__(self, data: bytes, where: str, *, device: str = "cpu", latents: int) -> None:
+        self._where = where
         self._session = _open(
             data,
             where,
@@ -42,11 +59,11 @@ class Encoder:
 
     def __call__(self, waveform: Floats) -> tuple[Codes, Floats]:
         """Thread-safe; T must give at least one unit (``GeometryInfo.encoder_window``)."""
-        codes, latents = self._session.run(["codes", "latents"], {"waveform": waveform})
+        codes, latents = self._run(["codes", "latents"], {"waveform": waveform})
         return codes, latents
 
 
-class Conditioner:
+class Conditioner(_Graph):
     """conditioner.onnx: latents [B, U, D], speaker [B, E] -> conditioning [B, F, L * 2G]."""
 
     def __init__(
@@ -59,6 +76,7 @@ class Conditioner:
         speaker: int,
         width: int,
     ) -> None:
+        self._where = where
         self._session = _open(
             data,
             where,
@@ -73,7 +91,7 @@ class Conditioner:
     def __call__(self, latents: Floats, speaker: Floats) -> Floats:
         """Thread-safe; U must give at least one conditioning step."""
         feed = {"latents": latents, "speaker": speaker}
-        conditioning: Floats = self._session.run(["conditioning"], feed)[0]
+        conditioning: Floats = self._run(["conditioning"], feed)[0]
         return conditioning
 
 
