@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from speech import speechlike
-from tiny_model import exported as tiny_bundle
 
 import vconv
+from speech import speechlike
+from tiny_model import exported as tiny_bundle
 
 
 def python(code: str, *arguments: str) -> str:

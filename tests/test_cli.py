@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from speech import speechlike
 from tiny_model import exported as tiny_bundle
-
 from vconv import cli
 
 
@@ -430,6 +430,16 @@ def test_a_wrong_speaker_or_model_stops_before_anything_is_converted(
         one_error(done)
     assert "weights.safetensors" in done.err
     assert list(tmp_path.glob("*.wav")) == [source]
+
+
+def test_a_device_that_is_not_there_is_exit_5(convert: Run, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    done = convert(wav(tmp_path / "in.wav"), "--device", "cuda")
+    assert done.code == 5
+    assert "cuda" in one_error(done)
+    assert tree(tmp_path) == ["in.wav"]
 
 
 def test_verify_prints_every_comparison_and_fails_on_a_changed_byte(

@@ -57,7 +57,7 @@ def _root(
 @app.command(no_args_is_help=False)
 def convert(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Recordings, folders, or - for stdin.")
+        list[str], typer.Argument(metavar="INPUT", help="Recordings, folders, or - for stdin.")
     ],
     speaker: Annotated[
         str,

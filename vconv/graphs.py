@@ -25,28 +25,11 @@ Codes = npt.NDArray[np.int64]
 _DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
 
 
-class _Graph:
-    """A session, and where it came from for its errors."""
-
-    _session: onnxruntime.InferenceSession
-    _where: str
-
-    def _run(self, outputs: list[str], feed: Mapping[str, npt.NDArray[Any]]) -> list[Any]:
-        try:
-            results: list[Any] = self._session.run(outputs, dict(feed))
-        except Exception as error:  # onnxruntime's exceptions share no base but this one
-            raise ModelError(
-                f"{self._where}: onnxruntime cannot run it ({_first_line(error)})."
-            ) from None
-        return results
-
-
-class Encoder(_Graph):
+class Encoder:
     """encoder.onnx: waveform [B, T] -> codes [B, U], latents [B, U, D]."""
 
     def __init__(self, data: bytes, where: str, *, device: str = "cpu", latents: int) -> None:
-        self._where = where
-        self._session = _open(
+        self.graph = Graph(
             data,
             where,
             device,
@@ -59,11 +42,11 @@ class Encoder(_Graph):
 
     def __call__(self, waveform: Floats) -> tuple[Codes, Floats]:
         """Thread-safe; T must give at least one unit (``GeometryInfo.encoder_window``)."""
-        codes, latents = self._run(["codes", "latents"], {"waveform": waveform})
+        codes, latents = self.graph.run(["codes", "latents"], {"waveform": waveform})
         return codes, latents
 
 
-class Conditioner(_Graph):
+class Conditioner:
     """conditioner.onnx: latents [B, U, D], speaker [B, E] -> conditioning [B, F, L * 2G]."""
 
     def __init__(
@@ -76,8 +59,7 @@ class Conditioner(_Graph):
         speaker: int,
         width: int,
     ) -> None:
-        self._where = where
-        self._session = _open(
+        self.graph = Graph(
             data,
             where,
             device,
@@ -91,43 +73,66 @@ class Conditioner(_Graph):
     def __call__(self, latents: Floats, speaker: Floats) -> Floats:
         """Thread-safe; U must give at least one conditioning step."""
         feed = {"latents": latents, "speaker": speaker}
-        conditioning: Floats = self._run(["conditioning"], feed)[0]
+        conditioning: Floats = self.graph.run(["conditioning"], feed)[0]
         return conditioning
 
 
 Signature = Mapping[str, tuple[str, tuple[int | None, ...]]]
 
 
-def _open(
-    data: bytes, where: str, device: str, *, inputs: Signature, outputs: Signature
-) -> onnxruntime.InferenceSession:
+class Graph:
     """A session on the device that was asked for, and on no other."""
-    graph_tensors(data, where)
-    providers = _providers(device)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    asked = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    quiet = contextlib.nullcontext() if device == "cpu" else _quiet()
-    try:
-        with quiet:
-            session = onnxruntime.InferenceSession(data, options, providers=providers)
-    except Exception as error:  # onnxruntime's exceptions share no base but this one
-        raise ModelError(f"{where}: onnxruntime cannot load it ({_first_line(error)}).") from None
-    # Where CUDA cannot be loaded, onnxruntime answers with a session on the CPU.
-    if asked not in session.get_providers():
-        raise SetupError(
-            f"device {device} was asked for, but onnxruntime could not load its "
-            f"{asked.removesuffix('ExecutionProvider')} support; install the CUDA libraries "
-            "(pip install 'vconv[cuda]') or use --device cpu."
-        )
-    for kind, wanted, found in (
-        ("input", inputs, session.get_inputs()),
-        ("output", outputs, session.get_outputs()),
-    ):
-        _check_signature(where, kind, wanted, {arg.name: (arg.type, arg.shape) for arg in found})
-    return session
+
+    def __init__(
+        self, data: bytes, where: str, device: str, *, inputs: Signature, outputs: Signature
+    ) -> None:
+        self._where = where
+        graph_tensors(data, where)  # refuses what lies outside of the file
+        providers = _providers(device)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        asked = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        quiet = contextlib.nullcontext() if device == "cpu" else _quiet()
+        try:
+            with quiet:
+                session = onnxruntime.InferenceSession(data, options, providers=providers)
+        except Exception as error:  # onnxruntime's exceptions share no base but this one
+            raise ModelError(
+                f"{where}: onnxruntime cannot load it ({_first_line(error)})."
+            ) from None
+        self._session = session
+        # Where CUDA cannot be loaded, onnxruntime answers with a session on the CPU.
+        if asked not in self.providers:
+            raise SetupError(
+                f"device {device} was asked for, but onnxruntime could not load its "
+                f"{asked.removesuffix('ExecutionProvider')} support; install the CUDA libraries "
+                "(pip install 'vconv[cuda]') or use --device cpu."
+            )
+        for kind, wanted, found in (
+            ("input", inputs, session.get_inputs()),
+            ("output", outputs, session.get_outputs()),
+        ):
+            _check_signature(
+                where, kind, wanted, {arg.name: (arg.type, arg.shape) for arg in found}
+            )
+
+    @property
+    def providers(self) -> list[str]:
+        """onnxruntime's names of what the session runs on."""
+        providers: list[str] = self._session.get_providers()
+        return providers
+
+    def run(self, outputs: list[str], feed: Mapping[str, npt.NDArray[Any]]) -> list[Any]:
+        """The outputs of these names; any number of threads may ask."""
+        try:
+            results: list[Any] = self._session.run(outputs, dict(feed))
+        except Exception as error:  # as above
+            raise ModelError(
+                f"{self._where}: onnxruntime cannot run it ({_first_line(error)})."
+            ) from None
+        return results
 
 
 def _providers(device: str) -> list[Any]:

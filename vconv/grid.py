@@ -9,7 +9,7 @@ from .geometry import Geometry, Plan, Span
 # 0.2 s. A chunk's latency is its own length and 0.15 s of look-ahead, so shorter is better. But
 # neighbouring chunks' wav spans overlap by 4,080 samples (what the encoder and the conditioner see
 # to both sides), which are encoded again: 2.3 times the encoder's work at 0.2 s, 1.6 times at
-# 0.4 s. For the `base` model that is 8 % against 6 % of all work, and 23 % at 0.1 s.
+# 0.4 s. For the `base` model that is 8 % against 6 % of all work, and 14 % at 0.1 s.
 CHUNK_SAMPLES = 3200
 
 

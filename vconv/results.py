@@ -21,7 +21,7 @@ class Cancelled(VconvError):
     """A progress callback asked to stop; nothing was written."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Units:
     """What was said, without who said it: 50 codes [U] a second.
 
@@ -39,7 +39,7 @@ class Units:
         return self.samples / SAMPLE_RATE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conversion:
     """A converted recording: mono float32 [T], and the codes [U] that it was made from.
 
