@@ -37,7 +37,7 @@ def describe(manifest: Manifest) -> str:
         *(("quality", f"{name} {value:g}") for name, value in manifest.quality.items()),
         (
             "training",
-            f"{training.steps:,} steps, {training.samples_seen / 1e6:,.0f} million samples",
+            f"{training.steps:,} steps, {training.samples_seen:,} samples",
         ),
         ("", training.command),
         ("data", data.statement + (f" ({data.hours:.2f} hours)" if data.hours else "")),
