@@ -11,6 +11,7 @@ const Kernels* find_kernels(const char* name) {
         return name == nullptr || std::strcmp(name, kernels.name) == 0;
     };
 #if defined(__x86_64__)
+    __builtin_cpu_init();  // not every run-time library does it by itself
     if (wanted(kernels_avx512) && __builtin_cpu_supports("avx512f") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
         return &kernels_avx512;

@@ -9,11 +9,15 @@
 #define VCONV_NAME generic
 #define VCONV_VECTOR 4
 #if defined(__aarch64__)
-#define VCONV_COLUMNS 6  // 32 registers
+#define VCONV_COLUMNS 6  // 24 of 32 registers
+#define VCONV_KEEP(vector) asm("" : "+w"(vector))
+#elif defined(__x86_64__)
+#define VCONV_COLUMNS 2  // 8 of 16 registers; a product needs one for itself
+#define VCONV_KEEP(vector) asm("" : "+x"(vector))
 #else
-#define VCONV_COLUMNS 2  // 16, and a product needs one for itself
-#endif
+#define VCONV_COLUMNS 2
 #define VCONV_KEEP(vector) static_cast<void>(vector)
+#endif
 #include "kernels_impl.h"
 
 namespace vconv {

@@ -44,23 +44,22 @@ VCONV_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + 
 template <std::size_t VECTORS, std::size_t COLUMNS>
 using Sums = Vector[COLUMNS][VECTORS];
 
-// One input's share: every sum gains its weight times its column's x.
+// One input's share: every sum gains its weight times its column's x. The xs stay in registers
+// while the weights pass by, since there are fewer of them.
 template <std::size_t VECTORS, std::size_t COLUMNS>
 VCONV_INLINE void accumulate_input(Sums<VECTORS, COLUMNS>& sum, const float* weights,
                                    const float* in, std::size_t in_stride) {
-    Vector weight[VECTORS];
-    for (std::size_t v = 0; v < VECTORS; ++v) {
-        weight[v] = load(weights + v * kVector);
-        if constexpr (COLUMNS == 2) {
-            // Two columns are what loads can limit: without this the compiler would fetch the
-            // weight again for the second. (One has no second use; three leave no register free.)
-            VCONV_KEEP(weight[v]);
-        }
-    }
+    Vector x[COLUMNS];
     for (std::size_t c = 0; c < COLUMNS; ++c) {
-        const Vector x = splat(in[c * in_stride]);
-        for (std::size_t v = 0; v < VECTORS; ++v) {
-            sum[c][v] = multiply_add(weight[v], x, sum[c][v]);
+        x[c] = splat(in[c * in_stride]);
+    }
+    for (std::size_t v = 0; v < VECTORS; ++v) {
+        Vector weight = load(weights + v * kVector);
+        if constexpr (COLUMNS > 1) {
+            VCONV_KEEP(weight);  // the compiler may otherwise load it again for every column
+        }
+        for (std::size_t c = 0; c < COLUMNS; ++c) {
+            sum[c][v] = multiply_add(weight, x[c], sum[c][v]);
         }
     }
 }
