@@ -18,7 +18,7 @@ from vconv.config import AudioConfig
 from vconv.geometry import Geometry, Plan
 
 from .corpus import Corpus
-from .noise import jitter_sources
+from .noise import dither, jitter_sources
 from .windows import WindowPlan
 
 
@@ -46,8 +46,19 @@ class Batch:
 class Excerpts:
     """Cuts windows with all their context out of a corpus."""
 
-    def __init__(self, corpus: Corpus, audio: AudioConfig, geometry: Geometry, window: int) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        audio: AudioConfig,
+        geometry: Geometry,
+        window: int,
+        *,
+        seed: int = 0,
+        dither_db: float | None = None,
+    ) -> None:
         self.corpus = corpus
+        self.seed = seed
+        self.dither_db = dither_db
         self.audio = audio
         self.window = window
         self.receptive_field = geometry.receptive_field
@@ -69,13 +80,20 @@ class Excerpts:
         """Samples of context it needs after the last."""
         return self.plan.right - self.window
 
-    def cut(self, where: Sequence[tuple[int, int]], jitter: NDArray[np.int64] | None) -> Batch:
-        """A batch of windows given as (utterance, first predicted sample)."""
+    def cut(
+        self,
+        where: Sequence[tuple[int, int]],
+        samples: Sequence[int],
+        jitter: NDArray[np.int64] | None,
+    ) -> Batch:
+        """A batch of windows given as (utterance, first predicted sample) and sample number."""
         length = self.plan.wav_length
         wav = np.stack([self.corpus.excerpt(u, s - self.left, length) for u, s in where])
         # One sample more at the left: pre-emphasis looks at the sample before.
         first = self.left - self.receptive_field
         signal = wav[:, first - 1 : self.left + self.window]
+        if self.dither_db is not None:
+            signal = signal + dither(self.seed, samples, signal.shape[1], self.dither_db)
         codes = np.stack(
             [
                 decoder_codes(
@@ -133,6 +151,7 @@ class TrainingBatches:
         found = self.windows.locate_many(samples)
         return self.excerpts.cut(
             list(zip(found.utterance.tolist(), found.start.tolist(), strict=True)),
+            samples.tolist(),
             jitter_sources(self.seed, samples, self.excerpts.plan.units, self.jitter),
         )
 
@@ -165,5 +184,9 @@ def held_out(excerpts: Excerpts, windows: int, batch: int) -> HeldOut | None:
     where = [
         (u, max(excerpts.left, (int(utterances.length[u]) - excerpts.window) // 2)) for u in chosen
     ]
-    batches = [excerpts.cut(where[i : i + batch], None) for i in range(0, len(where), batch)]
+    # Sample numbers serve the dither alone here; the same for every validation.
+    batches = [
+        excerpts.cut(where[i : i + batch], range(i, min(i + batch, len(where))), None)
+        for i in range(0, len(where), batch)
+    ]
     return HeldOut(batches, np.asarray(partner, dtype=np.int64), len(where))

@@ -19,6 +19,7 @@ class Stream(IntEnum):
     JITTER = 1
     BOTTLENECK = 2
     DROPOUT = 3
+    DITHER = 4
 
 
 def generator(seed: int, g: int, stream: Stream) -> np.random.Generator:
@@ -46,3 +47,14 @@ def jitter_sources(
         sources[third, i] = i + 1
     clipped: npt.NDArray[np.int64] = np.clip(sources, 0, units - 1)
     return clipped
+
+
+def dither(seed: int, gs: Iterable[int], samples: int, level_db: float) -> npt.NDArray[np.float32]:
+    """White noise [B, samples] of an RMS of ``level_db`` re full scale, for each of gs [B]."""
+    rms = np.float32(10 ** (level_db / 20))
+    return rms * np.stack(
+        [
+            generator(seed, int(g), Stream.DITHER).standard_normal(samples, dtype=np.float32)
+            for g in gs
+        ]
+    )

@@ -86,7 +86,14 @@ def _train(config: Config, folder: Path, resume: str) -> int:
     else:
         _say(f"starting {folder}: {_count(state):,} parameters, {len(corpus.speakers)} speakers")
     (folder / "config.yaml").write_text(dump_yaml(config), "utf-8")
-    excerpts = Excerpts(corpus, config.model.audio, state.model.geometry, config.data.window)
+    excerpts = Excerpts(
+        corpus,
+        config.model.audio,
+        state.model.geometry,
+        config.data.window,
+        seed=config.train.seed,
+        dither_db=config.data.dither_db,
+    )
     batches = TrainingBatches(
         excerpts,
         batch=config.train.batch,

@@ -83,12 +83,17 @@ class ModelConfig(_Section):
 
 
 class DataConfig(_Section):
-    """``corpus``: a prepared corpus, or a raw folder or manifest that is then prepared first."""
+    """``corpus``: a prepared corpus, or a raw folder or manifest that is then prepared first.
+
+    ``dither_db``: RMS, re full scale, of white noise on the decoder's signal. Digital silence is
+    a state that a WaveNet hardly leaves: after nothing but zeros it has only ever seen zeros.
+    """
 
     corpus: str
     window: Positive = 5120
     buffer_mb: Annotated[float, Field(gt=0)] | None = None
     buffer_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    dither_db: Annotated[float, Field(lt=0)] | None = None
 
     @model_validator(mode="after")
     def _on_the_unit_grid(self) -> DataConfig:
@@ -145,6 +150,7 @@ RESUMABLE = frozenset(
     {
         "name",
         "data.corpus",
+        "data.dither_db",
         "train.steps",
         "train.halve_at",
         "train.final_decay",

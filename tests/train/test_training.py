@@ -22,6 +22,7 @@ from vconv.train.batches import Excerpts, TrainingBatches, held_out
 from vconv.train.corpus import Corpus
 from vconv.train.loop import fit, start_bottleneck, train_step
 from vconv.train.metrics import read_metrics
+from vconv.train.noise import dither
 from vconv.train.objective import backward, learning_rate
 from vconv.train.prepare import prepare
 from vconv.train.state import build_state, refresh_norms
@@ -100,6 +101,26 @@ def test_a_batch_depends_on_its_step_only(corpus_path):
         found = again.at(step)
         for name in ("wav", "codes", "speakers", "jitter"):
             assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_dither_depends_on_seed_and_sample_number_only_and_spares_the_encoder(corpus_path):
+    config = make_config(corpus_path)
+    state, plain, batches = parts(config)
+    corpus = plain.corpus
+
+    def dithered(numbers: list[int]):
+        excerpts = Excerpts(
+            corpus, MODEL.audio, state.model.geometry, 640, seed=7, dither_db=-60.0
+        )
+        return excerpts.cut([(0, 5000)] * len(numbers), numbers, None)
+
+    clean = plain.cut([(0, 5000)], [3], None)
+    both, alone = dithered([3, 9]), dithered([9])
+    assert torch.equal(both.codes[1], alone.codes[0])
+    assert not torch.equal(both.codes[0], both.codes[1])
+    assert torch.equal(both.wav[:1], clean.wav)
+    noise = dither(7, [3], 100_000, -60.0)
+    assert noise.std() == pytest.approx(1e-3, rel=0.02)
 
 
 def test_targets_are_the_codes_of_the_audio_at_the_predicted_position(corpus_path):
