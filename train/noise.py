@@ -51,10 +51,11 @@ def jitter_sources(
 
 def dither(seed: int, gs: Iterable[int], samples: int, level_db: float) -> npt.NDArray[np.float32]:
     """White noise [B, samples] of an RMS of ``level_db`` re full scale, for each of gs [B]."""
-    rms = np.float32(10 ** (level_db / 20))
-    return rms * np.stack(
+    noise: npt.NDArray[np.float32] = np.stack(
         [
             generator(seed, int(g), Stream.DITHER).standard_normal(samples, dtype=np.float32)
             for g in gs
         ]
     )
+    noise *= np.float32(10 ** (level_db / 20))
+    return noise

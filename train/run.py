@@ -5,28 +5,20 @@ runs/<name>/{config.yaml, checkpoints/, metrics.jsonl, tb/}
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
-import signal
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vconv.config import RESUMABLE, Config, dump_yaml, flatten, load_config
-from vconv.errors import InputError, SetupError, UsageError, VconvError
+from vconv.errors import InputError, UsageError, VconvError
 
 from . import checkpoint as checkpoints
+from . import process
 from .batches import Excerpts, TrainingBatches, held_out
 from .corpus import HEADER, Corpus
 from .loop import Progress as StepProgress
@@ -59,9 +51,14 @@ def train_command(
     if smoke_test:
         name += "-smoke"
         config = _smoke(config)
+    if not Path(config.data.corpus).exists():
+        raise InputError(
+            f"{config.data.corpus}: does not exist; data.corpus is a corpus made by `vconv "
+            "prepare`, or a folder or manifest of recordings."
+        )
     folder = RUNS / name
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with process.lock(folder):
         return _train(config, folder, resume)
 
 
@@ -71,12 +68,12 @@ def _train(config: Config, folder: Path, resume: str) -> int:
     start = _resume_point(folder, resume)
     if start is not None:
         _refuse_changes(start, config)
-    device = _device(config.train.device)
+    device = process.device(config.train.device)
     if device.type == "cpu":
-        _keep_freed_memory()
+        process.keep_freed_memory()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    pool = _decoder_threads(config, device)
+    pool = process.decoder_threads(config, device)
     corpus = _corpus(config, folder)
     state = build_state(config, corpus, device)
     if start is not None:
@@ -107,7 +104,7 @@ def _train(config: Config, folder: Path, resume: str) -> int:
     run.validation = dict(start.header.get("metrics", {})) if start is not None else {}
     with (
         Diary(folder, state.step) as run.diary,
-        _signals() as run.caught,
+        process.signals() as run.caught,
         _bar(config, state) as bar,
     ):
         run.bar = bar
@@ -188,7 +185,7 @@ class _Run:
                     "hours": sum(map(int, self.corpus.utterances.length)) / 3600 / 16000,
                     "utterances": len(self.corpus.utterances),
                 },
-                "environment": _environment(self.device),
+                "environment": process.environment(self.device),
             },
         )
         checkpoints.retain(
@@ -271,88 +268,6 @@ def _smoke(config: Config) -> Config:
     return Config.model_validate(values)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"train.device: {name!r} is no device; use auto, cpu or cuda:N.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SetupError(f"train.device: {name} was asked for, but torch finds no CUDA device.")
-    return device
-
-
-def _decoder_threads(config: Config, device: torch.device) -> ThreadPoolExecutor | None:
-    """On a CPU, threads that decode parts of the batch side by side, each on one core.
-
-    Cores share nothing but the weights then, where within one operator they would wait for each
-    other after every small matrix product.
-    """
-    if device.type != "cpu" or config.train.decode_batch is None:
-        return None
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse large blocks instead of returning them to the system after each tensor.
-
-    Every step allocates the same activations; mapping and zeroing their pages anew costs a CPU
-    run a third of its time (measured: 1.3 to 1.5 times the samples/s with this). Elsewhere than
-    with glibc there is no mallopt, and nothing is done.
-    """
-    trim_threshold, mmap_max = -1, -4
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One writer per run; a second one is refused at once, naming the holder."""
-    holder = folder / "lock.json"
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        try:
-            who = json.loads(holder.read_text("utf-8"))
-            by = f"process {who['pid']} on {who['host']}"
-        except (OSError, ValueError, KeyError):
-            by = "another process"
-        raise UsageError(f"{folder}: the run is held by {by}.") from None
-    try:
-        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), "utf-8")
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Signals only set a flag (the list gets the signal's number); a second SIGINT aborts."""
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), note) for name in names}
-    try:
-        yield caught
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
-
-
 @contextmanager
 def _bar(config: Config, state: TrainState) -> Iterator[Progress]:
     bar = Progress(
@@ -366,11 +281,6 @@ def _bar(config: Config, state: TrainState) -> Iterator[Progress]:
     bar.add_task("train", total=config.train.steps, completed=state.step, nll=float("nan"))
     with bar:
         yield bar
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
 
 
 def _summary(figures: Mapping[str, float]) -> str:

@@ -157,13 +157,16 @@ class Voice:
 
 
 def uniforms(seed: int, *, lane: int, chunk: int, count: int) -> Samples:
-    """Uniforms [count] in [0, 1) that depend on (seed, lane, chunk) and the place alone.
+    """Uniforms [count] in (0, 1) that depend on (seed, lane, chunk) and the place alone.
 
-    Philox (Salmon et al. 2011) with the chunk in its counter: 24 bits of each raw output, which
-    numpy promises never to change, unlike the streams of its distributions.
+    Philox (Salmon et al. 2011) with the chunk in its counter: 23 bits of each raw output, which
+    numpy promises never to change, unlike the streams of its distributions. They are the centres
+    of 2^23 equal intervals: an exact 0 would draw code 0, a full-scale click, however unlikely.
     """
     bits = np.random.Philox(key=[seed, lane], counter=[0, 0, chunk, 0]).random_raw(count)
-    drawn: Samples = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    drawn: Samples = ((bits >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) / np.float32(
+        2.0**23
+    )
     return drawn
 
 

@@ -1,5 +1,5 @@
 """The compiled sampler against independent truths: the equations in float64 over whole signals,
-eager torch, scipy's chi-square, and itself under other cuts of the same work.
+eager torch, and itself under other cuts of the same work.
 
 Legend: B lanes, T samples, n frames, Q levels, R residual, G gate, S skip channels, L layers, k
 taps.
@@ -199,12 +199,12 @@ def test_forced_logits_are_those_of_eager_torch(name: str) -> None:
 @pytest.mark.parametrize("cpu", runnable())
 @pytest.mark.parametrize("name", ["demo", "narrow", "four taps", "every sample"])
 def test_chunks_of_any_size_give_the_bits_of_one_call(name: str, cpu: str) -> None:
-    shape, lanes, frames = SHAPES[name], 2, 23
+    shape, lanes, frames = SHAPES[name], 2, 9
     engine = shape.engine(random_weights(shape), cpu)
     conditioning, uniforms, _ = random_work(shape, lanes, frames)
     whole, after = engine.generate(conditioning, uniforms, 1.0, engine.initial_state(lanes))
     logits, _ = engine.score(conditioning, whole, engine.initial_state(lanes))
-    for chunks in ([1] * frames, [7, 1, 10, 5], [22, 1]):
+    for chunks in ([1] * frames, [4, 1, 2, 2], [8, 1]):
         state, scored = engine.initial_state(lanes), engine.initial_state(lanes)
         done = 0
         for size in chunks:
@@ -221,7 +221,7 @@ def test_chunks_of_any_size_give_the_bits_of_one_call(name: str, cpu: str) -> No
 
 @pytest.mark.parametrize("cpu", runnable())
 @pytest.mark.parametrize("name", ["demo", "narrow", "four taps"])
-@pytest.mark.parametrize("lanes", [2, 3, 7, 8, 17])
+@pytest.mark.parametrize("lanes", [2, 3, 8, 17])
 def test_a_lane_has_the_bits_it_has_alone(name: str, lanes: int, cpu: str) -> None:
     shape, frames = SHAPES[name], 2
     engine = shape.engine(random_weights(shape), cpu)
@@ -279,7 +279,7 @@ def test_a_draw_is_the_first_code_whose_cumulative_probability_exceeds_the_unifo
 ) -> None:
     random = np.random.default_rng(levels)
     logits = (2 * random.standard_normal(levels)).astype(np.float32)
-    uniforms = random.random((1, 20_000), np.float32)
+    uniforms = random.random((1, 5_000), np.float32)
     uniforms[0, :3] = 0.0, np.nextafter(np.float32(1), np.float32(0)), 1.0
     engine = drawing_engine(logits, uniforms.size)
     conditioning = np.zeros((1, 2, 2), np.float32)
@@ -295,7 +295,6 @@ def test_a_draw_is_the_first_code_whose_cumulative_probability_exceeds_the_unifo
 
 
 def test_frequencies_of_draws_are_the_softmax() -> None:
-    stats = pytest.importorskip("scipy.stats")
     random = np.random.default_rng(3)
     logits = random.standard_normal(40).astype(np.float32)
     uniforms = random.random((1, 100_000), np.float32)
@@ -304,7 +303,8 @@ def test_frequencies_of_draws_are_the_softmax() -> None:
     codes, _ = engine.generate(conditioning, uniforms, 0.8, engine.initial_state(1))
     counts = np.bincount(codes[0], minlength=40)
     expected = softmax(logits.astype(np.float64), 0.8) * uniforms.size
-    assert stats.chisquare(counts, expected).pvalue > 1e-3
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    assert statistic < 72.1  # 99.9 % of chi-square with 39 degrees of freedom
 
 
 def test_equal_weights_are_cut_at_the_smallest_code_beyond_the_uniform() -> None:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from networks import CONFIG as MODEL
 
+from networks import CONFIG as MODEL
 from vconv.config import Config
 from vconv.errors import InputError, ModelError, UsageError
 from vconv.geometry import Geometry
 from vconv.train import checkpoint as checkpoints
+from vconv.train import process
 from vconv.train import run as runs
 from vconv.train.batches import Excerpts, TrainingBatches, held_out
 from vconv.train.corpus import Corpus
@@ -105,13 +106,11 @@ def test_a_batch_depends_on_its_step_only(corpus_path):
 
 def test_dither_depends_on_seed_and_sample_number_only_and_spares_the_encoder(corpus_path):
     config = make_config(corpus_path)
-    state, plain, batches = parts(config)
+    state, plain, _ = parts(config)
     corpus = plain.corpus
 
     def dithered(numbers: list[int]):
-        excerpts = Excerpts(
-            corpus, MODEL.audio, state.model.geometry, 640, seed=7, dither_db=-60.0
-        )
+        excerpts = Excerpts(corpus, MODEL.audio, state.model.geometry, 640, seed=7, dither_db=-60.0)
         return excerpts.cut([(0, 5000)] * len(numbers), numbers, None)
 
     clean = plain.cut([(0, 5000)], [3], None)
@@ -396,7 +395,7 @@ def test_a_signal_saves_and_leaves_with_its_code(config_file, monkeypatch, capfd
 def test_a_second_process_on_the_run_is_refused_naming_the_holder(config_file):
     Path("runs/test").mkdir(parents=True)
     with (
-        runs._lock(Path("runs/test")),
+        process.lock(Path("runs/test")),
         pytest.raises(UsageError, match=f"held by process {os.getpid()}"),
     ):
         runs.train_command(config_file)
@@ -427,10 +426,16 @@ def test_a_raw_folder_is_prepared_first(config_file, corpus_path, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_naming_the_last_good_checkpoint(config_file):
     from vconv.errors import VconvError
 
-    with pytest.raises(VconvError, match="the last good checkpoint is .*step-"):
+    with pytest.raises(VconvError, match=r"the last good checkpoint is .*step-"):
         runs.train_command(
             config_file, overrides=["train.learning_rate=1e30", "train.checkpoint_every=1"]
         )
+
+
+def test_a_missing_corpus_is_an_error_and_leaves_no_run(config_file):
+    with pytest.raises(InputError, match="does not exist"):
+        runs.train_command(config_file, overrides=["data.corpus=nowhere"])
+    assert not Path("runs").exists()
 
 
 def test_smoke_test_runs_the_whole_path_in_a_run_of_its_own(config_file):
