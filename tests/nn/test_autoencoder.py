@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from networks import network, speech
 from torch.nn import functional
 
+from networks import network, speech
 from vconv.geometry import Span
 
 WINDOW = 640
@@ -115,7 +115,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_items():
 
 def test_the_loss_of_a_window_is_the_mean_of_its_halves():
     model = network()
-    wav, inputs, targets, speakers, steps = case(model)
+    wav, inputs, _, speakers, steps = case(model)
     whole = logits_of(model, wav, inputs, speakers, steps)
     geometry = model.geometry
     half = WINDOW // 2

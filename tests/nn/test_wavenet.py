@@ -1,10 +1,10 @@
 """The WaveNet: causality, explicit state, and the mathematics against plain convolutions."""
 
-import contracts
 import pytest
 import torch
 from torch.nn import functional
 
+import contracts
 from vconv.nn.layers import interpolate
 from vconv.nn.wavenet import WaveNet
 
