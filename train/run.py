@@ -182,7 +182,7 @@ class _Run:
                 "corpus": {
                     "digest": self.corpus.digest,
                     "licence": self.corpus.header.get("licence", ""),
-                    "hours": sum(map(int, self.corpus.utterances.length)) / 3600 / 16000,
+                    "hours": _hours(self.corpus),
                     "utterances": len(self.corpus.utterances),
                 },
                 "environment": process.environment(self.device),
@@ -281,6 +281,12 @@ def _bar(config: Config, state: TrainState) -> Iterator[Progress]:
     bar.add_task("train", total=config.train.steps, completed=state.step, nll=float("nan"))
     with bar:
         yield bar
+
+
+def _hours(corpus: Corpus) -> float:
+    """Of speech: without the silence around each utterance."""
+    samples = int(corpus.utterances.length.sum()) - 2 * corpus.pad_samples * len(corpus.utterances)
+    return round(samples / corpus.sample_rate / 3600, 2)
 
 
 def _summary(figures: Mapping[str, float]) -> str:
