@@ -75,9 +75,9 @@ def make_config(corpus: Path, **train: object) -> Config:
     )
 
 
-def parts(config: Config):
+def parts(config: Config, device: torch.device = CPU):
     corpus = Corpus.open(config.data.corpus)
-    state = build_state(config, corpus, CPU)
+    state = build_state(config, corpus, device)
     excerpts = Excerpts(corpus, config.model.audio, state.model.geometry, config.data.window)
     batches = TrainingBatches(
         excerpts,
@@ -187,6 +187,31 @@ def test_the_gradient_is_that_of_the_loss_by_finite_differences(corpus_path):
         down = nll()
         parameter.data.add_(direction, alpha=step)
         assert (up - down) / (2 * step) == pytest.approx(float(gradient.norm()), rel=0.05)
+
+
+def first_losses(corpus: Path, device: torch.device, **train: object) -> list[float]:
+    config = make_config(corpus, decode_batch=2, **train)
+    state, _, batches = parts(config, device)
+    losses = []
+    for step in range(6):
+        start_bottleneck(state, batches, 0, device)
+        losses.append(float(train_step(state, batches.at(step).to(device), config)["nll"]))
+    return losses
+
+
+def test_bf16_autocast_follows_fp32(corpus_path):
+    fp32 = first_losses(corpus_path, CPU)
+    bf16 = first_losses(corpus_path, CPU, precision="bf16")
+    assert bf16 != fp32
+    np.testing.assert_allclose(bf16, fp32, atol=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_follows_the_cpu(corpus_path, precision):
+    cuda = torch.device("cuda")
+    found = first_losses(corpus_path, cuda, precision=precision, device="cuda")
+    np.testing.assert_allclose(found, first_losses(corpus_path, CPU), atol=0.1)
 
 
 def test_a_stopped_and_resumed_run_ends_in_the_same_state(corpus_path, tmp_path):
