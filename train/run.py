@@ -159,11 +159,13 @@ class _Run:
                 for name, value in progress.figures.items()
                 if name.startswith(("heldout_", "probe_"))
             } | {"step": float(progress.step)}
+        if progress.due:
+            self.save()
+        # Said last: with nobody left to read it (a closed pipe) the process ends here.
+        if progress.validated:
             _say(f"step {progress.step:,}: {_summary(self.validation)}")
         self.nll = progress.figures.get("nll", self.nll)
         self.bar.update(self.bar.task_ids[0], completed=progress.step, nll=self.nll)
-        if progress.due:
-            self.save()
         return not self.caught
 
     def save(self) -> None:
