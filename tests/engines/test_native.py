@@ -19,10 +19,9 @@ from vconv.engines.native import NativeEngine
 from vconv.errors import ModelError, SetupError, UsageError
 from vconv.native import load
 
-try:
-    load()
-except SetupError as missing:
-    pytest.skip(str(missing), allow_module_level=True)
+# The install succeeds without a compiler, the tests do not: a sampler that fails to build must
+# not pass as one that nobody wanted.
+load()
 
 Floats = npt.NDArray[np.float32]
 

@@ -44,10 +44,7 @@ def test_a_damaged_sampler_is_a_setup_error(pretend: dict[str, ModuleSpec], tmp_
 
 
 def test_another_version_of_the_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        native.load()
-    except SetupError as missing:
-        pytest.skip(str(missing))
+    native.load()
     monkeypatch.setattr(native, "_VERSION", 999)
     with pytest.raises(SetupError, match="needs 999"):
         native.load()
