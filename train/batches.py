@@ -6,7 +6,7 @@ B batch, W window (samples predicted), U units, RF receptive field.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,23 +14,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vconv.audio import MuLaw, decoder_codes
-from vconv.config import AudioConfig
+from vconv.config import AudioConfig, AugmentConfig, Config
 from vconv.geometry import Geometry, Plan
 
+from .augment import augment
 from .corpus import Corpus
-from .noise import dither, jitter_sources
+from .noise import dither, jitter_sources, normals
 from .windows import WindowPlan
 
 
 @dataclass(frozen=True)
 class Batch:
-    """wav [B, T] for the encoder; codes [B, RF + W], of which all but the last are the WaveNet's
-    inputs and the last W its targets; speakers [B]; jitter [B, U] (source of each unit)."""
+    """wav [B, T] for the encoder, clean [B, T] the same without augmentation; codes [B, RF + W],
+    of which all but the last are the WaveNet's inputs and the last W its targets; speakers [B];
+    jitter [B, U] (source of each unit); noise [B, L, D, U] for the bottleneck's draws."""
 
     wav: Tensor
+    clean: Tensor
     codes: Tensor
     speakers: Tensor
     jitter: Tensor
+    noise: Tensor
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
@@ -38,9 +42,32 @@ class Batch:
         return Batch(
             *(
                 tensor.pin_memory().to(device, non_blocking=True)
-                for tensor in (self.wav, self.codes, self.speakers, self.jitter)
+                for tensor in (
+                    self.wav,
+                    self.clean,
+                    self.codes,
+                    self.speakers,
+                    self.jitter,
+                    self.noise,
+                )
             )
         )
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What a training sample is changed by, as a function of (seed, sample number): jitter's
+    probability, the bottleneck's draws (L, D), and the encoder's input augmented."""
+
+    jitter: float = 0.0
+    draws: tuple[int, int] = (0, 0)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    @classmethod
+    def of(cls, config: Config) -> Noise:
+        """What a configuration asks for."""
+        model = config.model
+        return cls(model.jitter, (model.draws, model.latents), config.data.augment)
 
 
 class Excerpts:
@@ -84,10 +111,10 @@ class Excerpts:
         self,
         where: Sequence[tuple[int, int]],
         samples: Sequence[int],
-        jitter: NDArray[np.int64] | None,
+        noise: Noise,
     ) -> Batch:
         """A batch of windows given as (utterance, first predicted sample) and sample number."""
-        length = self.plan.wav_length
+        length, units = self.plan.wav_length, self.plan.units
         wav = np.stack([self.corpus.excerpt(u, s - self.left, length) for u, s in where])
         # One sample more at the left: pre-emphasis looks at the sample before.
         first = self.left - self.receptive_field
@@ -106,13 +133,15 @@ class Excerpts:
             ]
         )
         speakers = self.corpus.utterances.speaker[[u for u, _ in where]]
-        if jitter is None:
-            jitter = np.broadcast_to(np.arange(self.plan.units), (len(where), self.plan.units))
+        clean = torch.from_numpy(wav)
+        augmented = augment(wav, self.seed, samples, noise.augment)
         return Batch(
-            torch.from_numpy(wav),
-            torch.from_numpy(codes.astype(np.int64)),
-            torch.from_numpy(speakers.astype(np.int64)),
-            torch.from_numpy(jitter.astype(np.int64)),
+            wav=clean if augmented is wav else torch.from_numpy(augmented),
+            clean=clean,
+            codes=torch.from_numpy(codes.astype(np.int64)),
+            speakers=torch.from_numpy(speakers.astype(np.int64)),
+            jitter=torch.from_numpy(jitter_sources(self.seed, samples, units, noise.jitter)),
+            noise=torch.from_numpy(normals(self.seed, samples, (*noise.draws, units))),
         )
 
 
@@ -125,14 +154,14 @@ class TrainingBatches:
         *,
         batch: int,
         seed: int,
-        jitter: float,
+        noise: Noise,
         buffer_mb: float | None,
         buffer_fraction: float,
     ) -> None:
         self.excerpts = excerpts
         self.batch = batch
         self.seed = seed
-        self.jitter = jitter
+        self.noise = noise
         corpus = excerpts.corpus
         utterances = corpus.utterances
         self.windows = WindowPlan(
@@ -152,7 +181,7 @@ class TrainingBatches:
         return self.excerpts.cut(
             list(zip(found.utterance.tolist(), found.start.tolist(), strict=True)),
             samples.tolist(),
-            jitter_sources(self.seed, samples, self.excerpts.plan.units, self.jitter),
+            self.noise,
         )
 
 
@@ -186,7 +215,7 @@ def held_out(excerpts: Excerpts, windows: int, batch: int) -> HeldOut | None:
     ]
     # Sample numbers serve the dither alone here; the same for every validation.
     batches = [
-        excerpts.cut(where[i : i + batch], range(i, min(i + batch, len(where))), None)
+        excerpts.cut(where[i : i + batch], range(i, min(i + batch, len(where))), Noise())
         for i in range(0, len(where), batch)
     ]
     return HeldOut(batches, np.asarray(partner, dtype=np.int64), len(where))

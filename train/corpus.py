@@ -101,6 +101,15 @@ class Corpus:
                 f"{name}: is damaged ({type(error).__name__}: {error}); prepare it again."
             ) from error
 
+    def feature_statistics(self, kind: str) -> FeatureStatistics:
+        """Of one kind of features; `InputError` where the corpus was prepared without."""
+        if kind not in self.statistics:
+            raise InputError(
+                f"{printable(self.path)}: has no statistics of {kind} features (only of "
+                f"{', '.join(self.statistics)}); prepare the corpus again."
+            )
+        return self.statistics[kind]
+
     def excerpt(self, utterance: int, start: int, length: int) -> npt.NDArray[np.float32]:
         """Samples [start, start + length) of an utterance, float32 [length]; zero outside it."""
         begin, size = self.utterances.start[utterance], int(self.utterances.length[utterance])

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vconv.config import Config
 from vconv.nn.autoencoder import Autoencoder
-from vconv.nn.bottleneck import VQ
 
 from .batches import Batch, HeldOut, TrainingBatches
 from .objective import backward, learning_rate
@@ -114,6 +113,7 @@ def train_step(
             window=config.data.window,
             steps=_steps(model, config.data.window),
             decode_batch=train.decode_batch,
+            step=state.step,
             pool=pool,
         )
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
@@ -135,7 +135,7 @@ def start_bottleneck(
     state: TrainState, batches: TrainingBatches, seed: int, device: torch.device
 ) -> None:
     """Initialise the bottleneck from real encodings, when it says that this is due."""
-    bottleneck: VQ = state.model.bottleneck
+    bottleneck = state.model.bottleneck
     wanted = bottleneck.vectors_wanted(state.step)
     if not wanted:
         return
@@ -143,7 +143,7 @@ def start_bottleneck(
     step = state.step
     while sum(map(len, vectors)) < wanted:
         wav = batches.at(step).to(device).wav
-        latents = bottleneck.latents(state.model.encoder(state.model.features(wav)))
+        latents = state.model.latents(wav)
         vectors.append(latents.transpose(1, 2).flatten(0, 1).float())
         step += 1
     bottleneck.start(torch.cat(vectors), seed=seed, step=state.step)

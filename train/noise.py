@@ -20,6 +20,7 @@ class Stream(IntEnum):
     BOTTLENECK = 2
     DROPOUT = 3
     DITHER = 4
+    AUGMENT = 5
 
 
 def generator(seed: int, g: int, stream: Stream) -> np.random.Generator:
@@ -47,6 +48,16 @@ def jitter_sources(
         sources[third, i] = i + 1
     clipped: npt.NDArray[np.int64] = np.clip(sources, 0, units - 1)
     return clipped
+
+
+def normals(seed: int, gs: Iterable[int], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Standard normal draws [B, *shape] for the bottleneck, for each of gs [B]."""
+    return np.stack(
+        [
+            generator(seed, int(g), Stream.BOTTLENECK).standard_normal(shape, dtype=np.float32)
+            for g in gs
+        ]
+    )
 
 
 def dither(seed: int, gs: Iterable[int], samples: int, level_db: float) -> npt.NDArray[np.float32]:

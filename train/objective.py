@@ -25,29 +25,37 @@ def backward(
     window: int,
     steps: slice,
     decode_batch: int | None,
+    step: int | None = None,
     pool: Executor | None = None,
 ) -> dict[str, Tensor]:
     """Set the gradient of the loss: mean nats per sample, plus the bottleneck's penalty.
 
     Returns figures to log. All terms are means, so that neither the batch size nor the window's
-    length changes their balance. The decoder sees ``decode_batch`` windows at a time (None: all),
+    length changes their balance. Where the bottleneck draws several samples of a latent, each is
+    decoded: the batch is repeated (Kingma & Welling 2014, equation 7). ``step`` is the bottleneck's
+    place in its warm-up. The decoder sees ``decode_batch`` windows at a time (None: all),
     in the pool's threads at once if there is one. The parts' gradients are added in the order of
     the windows, so that the number of threads changes nothing; those of the latents then go
     through the encoder once.
     """
-    units = model.encode(batch.wav)
+    units = model.encode(batch.wav, noise=batch.noise, step=step)
     z = units.z.detach().requires_grad_()
     decoder = [*model.speakers.parameters(), *model.decoder.parameters()]
     size = len(z)
+    item = torch.arange(len(batch.wav), device=z.device).repeat_interleave(size // len(batch.wav))
+    with torch.no_grad():
+        prosody = model.prosody(batch.clean, batch.speakers)
     autocast = torch.is_autocast_enabled(z.device.type)
 
     def part(rows: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=autocast):
-            targets = batch.codes[rows, -window:]
+            of = item[rows]
+            targets = batch.codes[of, -window:]
+            latents = replace_by_neighbours(z[rows], batch.jitter[of])
             logits = model.decode(
-                replace_by_neighbours(z[rows], batch.jitter[rows]),
-                model.speaker_vectors(batch.speakers[rows]),
-                batch.codes[rows, :-1],
+                torch.cat([latents, prosody[of]], dim=1),
+                model.speaker_vectors(batch.speakers[of]),
+                batch.codes[of, :-1],
                 model.decoder.wavenet.no_context(len(targets)),
                 steps=steps,
                 wanted=window,
@@ -67,12 +75,11 @@ def backward(
             sums = list(gradients)
     for parameter, gradient in zip(decoder, sums[1:], strict=True):
         parameter.grad = gradient
-    # The penalty is a constant before a codebook exists.
-    roots, seeds = [units.z], [sums[0]]
-    if units.penalty.requires_grad:
-        roots.append(units.penalty)
-        seeds.append(torch.ones_like(units.penalty))
-    torch.autograd.backward(roots, seeds)
+    # An inverter's units have nothing to learn before them; a penalty may be a constant.
+    roots = [(units.z, sums[0]), (units.penalty, torch.ones_like(units.penalty))]
+    learning = [(root, seed) for root, seed in roots if root.requires_grad]
+    if learning:
+        torch.autograd.backward([root for root, _ in learning], [seed for _, seed in learning])
     return {"nll": total, **units.metrics}
 
 

@@ -5,6 +5,7 @@ runs/<name>/{config.yaml, checkpoints/, metrics.jsonl, tb/}
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ from vconv.errors import InputError, UsageError, VconvError
 
 from . import checkpoint as checkpoints
 from . import process
-from .batches import Excerpts, TrainingBatches, held_out
+from .batches import Excerpts, Noise, TrainingBatches, held_out
 from .corpus import HEADER, Corpus
+from .inherit import find_source, inherit
 from .loop import Progress as StepProgress
 from .loop import fit
 from .metrics import Diary
@@ -82,6 +84,8 @@ def _train(config: Config, folder: Path, resume: str) -> int:
         _say(f"resuming {folder} at step {state.step:,} from {start.path}")
     else:
         _say(f"starting {folder}: {_count(state):,} parameters, {len(corpus.speakers)} speakers")
+        if config.train.init_from is not None:
+            _inherit(state, config, corpus, folder)
     (folder / "config.yaml").write_text(dump_yaml(config), "utf-8")
     excerpts = Excerpts(
         corpus,
@@ -95,7 +99,7 @@ def _train(config: Config, folder: Path, resume: str) -> int:
         excerpts,
         batch=config.train.batch,
         seed=config.train.seed,
-        jitter=config.model.decoder.jitter,
+        noise=Noise.of(config),
         buffer_mb=config.data.buffer_mb,
         buffer_fraction=config.data.buffer_fraction,
     )
@@ -235,6 +239,14 @@ def _refuse_changes(start: checkpoints.Checkpoint, config: Config) -> None:
             )
 
 
+def _inherit(state: TrainState, config: Config, corpus: Corpus, folder: Path) -> None:
+    source = find_source(str(config.train.init_from))
+    inheritance = inherit(state, source, config, corpus.speakers.names)
+    for line in inheritance.report():
+        _say(line)
+    (folder / "init_from.json").write_text(json.dumps(inheritance.to_json(), indent=1) + "\n")
+
+
 def _same_corpus(start: checkpoints.Checkpoint, corpus: Corpus) -> None:
     if start.header["corpus"]["digest"] != corpus.digest:
         raise InputError(
@@ -294,10 +306,11 @@ def _hours(corpus: Corpus) -> float:
 def _summary(figures: Mapping[str, float]) -> str:
     if "heldout_nll" not in figures:
         return "no held-out figures"
+    quantised = "heldout_codes_used" in figures
     return (
         f"held-out {figures['heldout_nll']:.3f} nats, latents of another utterance "
-        f"+{figures['probe_latents']:.3f}, another speaker +{figures['probe_speaker']:.3f}, "
-        f"{figures['heldout_codes_used']:.0%} of codes in use"
+        f"+{figures['probe_latents']:.3f}, another speaker +{figures['probe_speaker']:.3f}"
+        + (f", {figures['heldout_codes_used']:.0%} of codes in use" if quantised else "")
     )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vconv.config import Config
 from vconv.nn.autoencoder import Autoencoder, build_autoencoder
+from vconv.nn.pitch import Pitch
 
 from .batches import TrainingBatches
 from .corpus import Corpus
@@ -20,6 +22,7 @@ from .corpus import Corpus
 # Derived from the weights before every use (``refresh_norms``), hence not averaged.
 _DERIVED = ("running_mean", "running_var", "num_batches_tracked")
 NORM_BATCHES = 16
+PITCH_UTTERANCES = 12  # of each speaker: half a minute, for the mean to settle
 
 
 @dataclass
@@ -64,9 +67,11 @@ def build_state(config: Config, corpus: Corpus, device: torch.device) -> TrainSt
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = build_autoencoder(config.model, len(corpus.speakers))
-    statistics = corpus.statistics[config.model.features.kind]
+    statistics = corpus.feature_statistics(config.model.features.kind)
     model.features.mean.copy_(torch.from_numpy(statistics.mean))
     model.features.std.copy_(torch.from_numpy(statistics.std))
+    if model.pitch is not None:
+        model.pitch.speaker_means.copy_(mean_pitches(model.pitch, corpus))
     model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(
@@ -79,6 +84,22 @@ def build_state(config: Config, corpus: Corpus, device: torch.device) -> TrainSt
 
 
 @torch.no_grad()
+def mean_pitches(pitch: Pitch, corpus: Corpus) -> Tensor:
+    """Mean log2 F0 [S] of each speaker over the voiced units of some training utterances; the
+    mean of all for one who has no voiced unit."""
+    utterances = corpus.utterances
+    sums = torch.zeros(len(corpus.speakers), 2, dtype=torch.float64)
+    for speaker in range(len(sums)):
+        own = np.flatnonzero(~utterances.heldout & (utterances.speaker == speaker))
+        for index in own[np.linspace(0, len(own) - 1, min(len(own), PITCH_UTTERANCES)).astype(int)]:
+            wav = torch.from_numpy(corpus.excerpt(int(index), 0, int(utterances.length[index])))
+            octaves, voicing = pitch(wav[None])[0].double()
+            sums[speaker] += torch.stack([(octaves * voicing).sum(), voicing.sum()])
+    sums[sums[:, 1] == 0] = sums.sum(0)
+    return (sums[:, 0] / sums[:, 1]).float()
+
+
+@torch.no_grad()
 def refresh_norms(network: Autoencoder, batches: TrainingBatches, device: torch.device) -> None:
     """Re-estimate the batch-norm statistics of a network on the first training batches.
 
@@ -86,6 +107,8 @@ def refresh_norms(network: Autoencoder, batches: TrainingBatches, device: torch.
     must have the same ones, so they are a function of the weights and of fixed batches.
     """
     norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -93,7 +116,7 @@ def refresh_norms(network: Autoencoder, batches: TrainingBatches, device: torch.
         norm.train()
     for step in range(NORM_BATCHES):
         wav = batches.at(step).to(device).wav
-        network.bottleneck.latents(network.encoder(network.features(wav)))
+        network.latents(wav)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -25,20 +25,18 @@ _RESAMPLES = 2000
 @dataclass(frozen=True)
 class Validation:
     """Nats per sample for each held-out window [N]: as it is, with the latents of another
-    utterance of the speaker, with another speaker's vector; and the codes' use."""
+    utterance of the speaker, with another speaker's vector; and the bottleneck's figures."""
 
     true: NDArray[np.float64]
     other_latents: NDArray[np.float64]
     other_speaker: NDArray[np.float64]
-    perplexity: float
-    codes_used: float
+    bottleneck: dict[str, float]
 
     def figures(self) -> dict[str, float]:
         """Figures for logs and manifests; each probe with its bootstrap 95 % interval."""
         figures = {
             "heldout_nll": float(self.true.mean()),
-            "heldout_perplexity": self.perplexity,
-            "heldout_codes_used": self.codes_used,
+            **{f"heldout_{name}": value for name, value in self.bottleneck.items()},
         }
         for name, other in (("latents", self.other_latents), ("speaker", self.other_speaker)):
             gap = other - self.true
@@ -64,15 +62,23 @@ def validate(
     """Score every held-out window three ways, in evaluation mode."""
     window = excerpts.window
     speakers = len(excerpts.corpus.speakers)
-    z, codes = [], []
+    z, codes, prosody = [], [], []
+    metrics: dict[str, float] = {}
     context = torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast)
     with context:
         for batch in data.batches:
-            units = network.encode(batch.to(device).wav)
+            here = batch.to(device)
+            units = network.encode(here.wav)
             z.append(units.z)
             codes.append(units.codes)
+            prosody.append(network.prosody(here.clean, here.speakers))
+            for name, value in units.metrics.items():
+                share = len(here.wav) / data.count
+                metrics[name] = metrics.get(name, 0.0) + share * float(value)
     latents = torch.cat(z)
     borrowed = latents[torch.from_numpy(data.partner).to(latents.device)]
+    # Only the latents are borrowed: the probe asks what they tell beside the pitch.
+    own, others = (torch.cat([units, torch.cat(prosody)], dim=1) for units in (latents, borrowed))
     scores: list[list[NDArray[np.float64]]] = [[], [], []]
     first = 0
     for batch in data.batches:
@@ -81,16 +87,16 @@ def validate(
         first = rows.stop
         # Half the table away: never the speaker itself, and not its neighbour in the listing.
         strangers = (here.speakers + max(1, speakers // 2)) % speakers
-        for index, (units_z, who) in enumerate(
+        for index, (told, who) in enumerate(
             (
-                (latents[rows], here.speakers),
-                (borrowed[rows], here.speakers),
-                (latents[rows], strangers),
+                (own[rows], here.speakers),
+                (others[rows], here.speakers),
+                (own[rows], strangers),
             )
         ):
             with context:
                 logits = network.decode(
-                    units_z,
+                    told,
                     network.speaker_vectors(who),
                     here.codes[:, :-1],
                     network.decoder.wavenet.no_context(len(who)),
@@ -101,12 +107,8 @@ def validate(
             scores[index].append(nll.double().cpu().numpy())
     used = torch.cat(codes)
     size = network.bottleneck.codebook_size
-    quantised = bool((used >= 0).all())
+    if bool((used >= 0).all()):  # else there is no codebook, or not yet
+        metrics["perplexity"] = float(perplexity(used, size))
+        metrics["codes_used"] = len(used.unique()) / size
     true, other_latents, other_speaker = (np.concatenate(part) for part in scores)
-    return Validation(
-        true,
-        other_latents,
-        other_speaker,
-        perplexity=float(perplexity(used, size)) if quantised else 0.0,
-        codes_used=len(used.unique()) / size if quantised else 0.0,
-    )
+    return Validation(true, other_latents, other_speaker, metrics)

@@ -7,6 +7,7 @@ in a bundle; the rest describes how it was trained.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import UsageError
 
 Positive = Annotated[int, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
+
+FEATURE_CHANNELS = {"logmel80": 80, "mfcc39": 39}
 
 
 class _Section(BaseModel):
@@ -34,31 +36,89 @@ class AudioConfig(_Section):
 
 
 class FeaturesConfig(_Section):
-    """What the encoder sees (100 frames a second)."""
+    """What the encoder sees (100 frames a second): 80 log-mel bands, or 13 MFCC with their first
+    and second differences over time."""
 
-    kind: Literal["logmel80"] = "logmel80"
+    kind: Literal["logmel80", "mfcc39"] = "logmel80"
+
+    @property
+    def channels(self) -> int:
+        """Numbers a frame."""
+        return FEATURE_CHANNELS[self.kind]
 
 
 class EncoderConfig(_Section):
-    """Nine convolutions of this width (Chorowski et al. 2019)."""
+    """Nine convolutions of this width (Chorowski et al. 2019).
+
+    ``instance_norm``: each feature is normalised over a window of so many frames around its own,
+    which takes away level and everything that colours all of them alike; null is off.
+    """
 
     width: Positive = 768
+    instance_norm: Annotated[int, Field(ge=3, le=1001)] | None = None
+
+    @model_validator(mode="after")
+    def _has_a_middle(self) -> EncoderConfig:
+        if self.instance_norm is not None and self.instance_norm % 2 == 0:
+            raise ValueError(
+                "model.encoder.instance_norm must be an odd number of frames (as many before a "
+                f"frame as after it), found {self.instance_norm}"
+            )
+        return self
 
 
 class BottleneckConfig(_Section):
-    """``vq``: nearest of ``codebook_size`` vectors of ``dim`` channels, learned by EMA."""
+    """What the units are; keys of the other kinds are not looked at, so that ``kind`` alone
+    switches between them.
 
-    kind: Literal["vq"] = "vq"
+    ``ae``: ``dim`` numbers, as they are. ``vae``: ``dim`` Gaussians; ``samples`` draws of each
+    per step, the KL's weight rising to ``kl_weight`` over ``kl_warmup`` steps, ``free_bits`` of
+    each dimension and unit not penalised. ``vq``: the nearest of ``codebook_size`` vectors of
+    ``dim`` numbers, which follow the encodings as moving averages of this ``decay`` (``update:
+    ema``) or by their gradient. ``fsq``: one number a level of ``levels``, rounded to it.
+    """
+
+    kind: Literal["ae", "vae", "vq", "fsq"] = "vq"
     dim: Positive = 64
     codebook_size: Annotated[int, Field(ge=2)] = 512
+    update: Literal["ema", "gradient"] = "ema"
     commitment_weight: Annotated[float, Field(ge=0)] = 0.25
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
     warmup_steps: Annotated[int, Field(ge=0)] = 600
     restart_below: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    samples: Positive = 1
+    kl_weight: Annotated[float, Field(ge=0)] = 1.0
+    kl_warmup: Annotated[int, Field(ge=0)] = 0
+    free_bits: Annotated[float, Field(ge=0)] = 0.0
+    levels: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (8, 5, 5, 5)
+
+    @model_validator(mode="after")
+    def _countable(self) -> BottleneckConfig:
+        if math.prod(self.levels) > 1 << 16:
+            raise ValueError(
+                f"model.bottleneck.levels make {math.prod(self.levels):,} codes; at most "
+                f"{1 << 16:,} are possible"
+            )
+        return self
+
+    @property
+    def latents(self) -> int:
+        """Numbers a unit."""
+        return len(self.levels) if self.kind == "fsq" else self.dim
+
+    @property
+    def codes(self) -> int | None:
+        """How many different units there are; None where they are continuous."""
+        return {"vq": self.codebook_size, "fsq": math.prod(self.levels)}.get(self.kind)
 
 
 class DecoderConfig(_Section):
-    """The WaveNet and its conditioning."""
+    """The WaveNet and its conditioning.
+
+    ``upsampling``: units to samples by ``linear`` interpolation between frames, or by the paper's
+    ``transposed`` convolutions. ``pitch``: condition also on the pitch relative to the speaker's
+    own, and on voicing; conversion can then shift it.
+    """
 
     residual_channels: Positive = 64
     gate_channels: Positive = 64
@@ -68,18 +128,98 @@ class DecoderConfig(_Section):
     kernel_size: Annotated[int, Field(ge=2, le=3)] = 2
     conditioning_channels: Positive = 64
     speaker_dim: Positive = 64
-    upsampling: Literal["linear"] = "linear"
+    upsampling: Literal["linear", "transposed"] = "linear"
     jitter: Annotated[float, Field(ge=0, lt=0.5)] = 0.12
+    pitch: bool = False
 
 
 class ModelConfig(_Section):
-    """Everything that determines the network; stored in every bundle."""
+    """Everything that determines the network; stored in every bundle.
 
+    ``kind``: the ``autoencoder``, or an ``inverter``: its decoder conditioned on the features
+    themselves, without encoder and bottleneck (and without jitter). It proves that conditioning
+    works, and pre-trains decoders.
+    """
+
+    kind: Literal["autoencoder", "inverter"] = "autoencoder"
     audio: AudioConfig = AudioConfig()
     features: FeaturesConfig = FeaturesConfig()
     encoder: EncoderConfig = EncoderConfig()
     bottleneck: BottleneckConfig = BottleneckConfig()
     decoder: DecoderConfig = DecoderConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> ModelConfig:
+        if self.inverter and self.encoder.instance_norm is not None:
+            raise ValueError(
+                "model.encoder.instance_norm belongs to an encoder, and an inverter has none; "
+                "set it to null"
+            )
+        if self.inverter and self.decoder.pitch:
+            raise ValueError(
+                "model.decoder.pitch cannot be used by an inverter: its features tell the pitch "
+                "already; set it to false"
+            )
+        return self
+
+    @property
+    def inverter(self) -> bool:
+        return self.kind == "inverter"
+
+    @property
+    def latents(self) -> int:
+        """Numbers a unit."""
+        return self.features.channels if self.inverter else self.bottleneck.latents
+
+    @property
+    def codes(self) -> int | None:
+        """How many different units there are; None where they are continuous."""
+        return None if self.inverter else self.bottleneck.codes
+
+    @property
+    def conditions(self) -> int:
+        """Numbers a unit that the decoder is told: the latents, pitch and voicing."""
+        return self.latents + (2 if self.decoder.pitch else 0)
+
+    @property
+    def draws(self) -> int:
+        """Draws of noise a latent is given in training."""
+        variational = not self.inverter and self.bottleneck.kind == "vae"
+        return self.bottleneck.samples if variational else 0
+
+    @property
+    def jitter(self) -> float:
+        """Probability that a unit is replaced by a neighbour in training."""
+        return 0.0 if self.inverter else self.decoder.jitter
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """What ``Geometry.of`` wants to know."""
+        return {
+            "encoder": not self.inverter,
+            "features": self.features.kind,
+            "instance_norm": self.encoder.instance_norm,
+            "upsampling": self.decoder.upsampling,
+            "kernel_size": self.decoder.kernel_size,
+            "blocks": self.decoder.blocks,
+            "layers": self.decoder.layers,
+        }
+
+
+class AugmentConfig(_Section):
+    """Changes to the encoder's input, not to what the decoder predicts, drawn for each window.
+
+    ``gain_db``: level, up or down by at most this. ``equaliser_db``: a smooth random frequency
+    response within these bounds. ``noise_snr_db``: noise down to this signal-to-noise ratio; null
+    is none. ``pitch_semitones``: pitch, up or down by at most this. ``formant``: resonances moved
+    by a factor of at most 1 + this, up or down.
+    """
+
+    gain_db: Annotated[float, Field(ge=0, le=60)] = 0.0
+    equaliser_db: Annotated[float, Field(ge=0, le=40)] = 0.0
+    noise_snr_db: Annotated[float, Field(ge=-20, le=100)] | None = None
+    pitch_semitones: Annotated[float, Field(ge=0, le=24)] = 0.0
+    formant: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 
 
 class DataConfig(_Section):
@@ -94,6 +234,7 @@ class DataConfig(_Section):
     buffer_mb: Annotated[float, Field(gt=0)] | None = None
     buffer_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     dither_db: Annotated[float, Field(lt=0)] | None = None
+    augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")
     def _on_the_unit_grid(self) -> DataConfig:
@@ -109,11 +250,14 @@ class DataConfig(_Section):
 class TrainConfig(_Section):
     """How to train. Keys of ``RESUMABLE`` may differ when a run is resumed.
 
+    ``init_from``: the run, checkpoint, bundle or model's name whose weights a new run starts
+    from, as far as they fit (another corpus, other speakers, an inverter's decoder).
     ``decode_batch`` windows of a batch at a time go through the decoder, all of them through the
     encoder: the same gradient in less memory, and on a CPU faster (the activations stay in cache).
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    init_from: str | None = None
     steps: Positive = 500_000
     batch: Positive = 32
     decode_batch: Positive | None = None
@@ -142,6 +286,16 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Config:
+        augment = self.data.augment
+        if self.model.inverter and (augment.pitch_semitones or augment.formant):
+            raise ValueError(
+                "data.augment cannot move pitch or formants of an inverter's features: they would "
+                "no longer tell what it has to say; set pitch_semitones and formant to 0"
+            )
+        return self
 
 
 # Keys that may change when a run is resumed; any other change is refused by name. A new number

@@ -17,7 +17,7 @@ from functools import cached_property
 
 FRAME_LENGTH = 400  # samples: 25 ms at 16 kHz
 FRAME_HOP = 160  # samples: 10 ms, 100 frames a second
-UNIT_FRAMES = 2  # the encoder's total stride: 50 units a second
+UNIT_FRAMES = 2  # the encoder's total stride: 50 units a second (an inverter's are frames)
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,25 @@ DELTAS = Chain((Layer(5), Layer(5)))
 MIXING = Chain((_K3,))
 
 FEATURES = {"logmel80": Chain(()), "mfcc39": DELTAS}
-UPSAMPLING = {
-    # Units repeated to frames and two k3 convolutions over frames.
-    "linear": Chain((Layer(2, 2, transposed=True), _K3, _K3)),
-    # Chorowski et al. 2019: strides 5 * 4 * 4 * 4 = 320.
-    "transposed": Chain((Layer(25, 5, transposed=True),) + (Layer(16, 4, transposed=True),) * 3),
+# Kernels and strides from units to samples (Chorowski et al. 2019: 5 * 4 * 4 * 4 = 320); from
+# frames, for the inverter, the last stride is 2.
+TRANSPOSED = {
+    UNIT_FRAMES: ((25, 5), (16, 4), (16, 4), (16, 4)),
+    1: ((25, 5), (16, 4), (16, 4), (16, 2)),
 }
+
+
+def upsampling_chain(kind: str, repeats: int) -> Chain:
+    """From units, each of ``repeats`` frames, to conditioning steps.
+
+    ``linear``: units repeated to frames and two k3 convolutions over these; ``transposed``: to
+    samples.
+    """
+    if kind == "transposed":
+        return Chain(tuple(Layer(k, s, transposed=True) for k, s in TRANSPOSED[repeats]))
+    return Chain((Layer(repeats, repeats, transposed=True), _K3, _K3))
+
+
 # Between frames the sampler interpolates linearly: a triangular kernel of two hops less one.
 _INTERPOLATION = Chain((Layer(2 * FRAME_HOP - 1, FRAME_HOP, transposed=True),))
 
@@ -138,24 +151,37 @@ class Geometry:
 
     encoder: Chain
     conditioner: Chain
+    unit_hop: int
     conditioning_hop: int
     receptive_field: int
 
     @classmethod
     def of(
-        cls, *, features: str, upsampling: str, kernel_size: int, blocks: int, layers: int
+        cls,
+        *,
+        features: str,
+        upsampling: str,
+        kernel_size: int,
+        blocks: int,
+        layers: int,
+        encoder: bool = True,
+        instance_norm: int | None = None,
     ) -> Geometry:
-        """The geometry of a model by its configuration's values."""
+        """The geometry of a model by its configuration's values (``ModelConfig.geometry``).
+
+        Without an encoder (the inverter) the units are the features' frames.
+        """
+        chain = FRAMING + FEATURES[features]
+        if instance_norm is not None:
+            chain += Chain((Layer(instance_norm),))
+        repeats = UNIT_FRAMES if encoder else 1
         return cls(
-            encoder=FRAMING + FEATURES[features] + ENCODER,
-            conditioner=MIXING + UPSAMPLING[upsampling],
+            encoder=chain + ENCODER if encoder else chain,
+            conditioner=MIXING + upsampling_chain(upsampling, repeats),
+            unit_hop=FRAME_HOP * repeats,
             conditioning_hop=FRAME_HOP if upsampling == "linear" else 1,
             receptive_field=receptive_field(kernel_size, blocks, layers),
         )
-
-    @property
-    def unit_hop(self) -> int:
-        return FRAME_HOP * UNIT_FRAMES
 
     @cached_property
     def sample_chain(self) -> Chain:

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from .config import ModelConfig
+from .config import BottleneckConfig, ModelConfig
 from .errors import ModelError
+from .geometry import TRANSPOSED, UNIT_FRAMES
 
 Tensors = dict[str, npt.NDArray[Any]]
 Shape = tuple[int, ...]
 
-FEATURE_CHANNELS = {"logmel80": 80}
 # The encoder's nine kernels (Chorowski et al. 2019, section III).
 _ENCODER_KERNELS = (3, 3, 4, 3, 3, 1, 1, 1, 1)
 _SPECIAL_TYPES = {"num_batches_tracked": np.int64, "started": np.bool_}
@@ -27,30 +27,62 @@ _SPECIAL_TYPES = {"num_batches_tracked": np.int64, "started": np.bool_}
 
 def expected_shapes(config: ModelConfig, n_speakers: int) -> dict[str, Shape]:
     """Every tensor of the network's state and its shape."""
-    channels = FEATURE_CHANNELS[config.features.kind]
-    width, units, decoder = config.encoder.width, config.bottleneck, config.decoder
+    channels, decoder = config.features.channels, config.decoder
     shapes: dict[str, Shape] = {"features.mean": (channels,), "features.std": (channels,)}
-    for index, kernel in enumerate(_ENCODER_KERNELS):
-        inputs = channels if index == 0 else width
-        shapes[f"encoder.layers.{index}.conv.weight"] = (width, inputs, kernel)
-        shapes |= _norm(f"encoder.layers.{index}.norm", width)
-    shapes["bottleneck.project.weight"] = (units.dim, width, 1)
-    shapes |= _norm("bottleneck.norm", units.dim)
-    shapes["bottleneck.codebook"] = (units.codebook_size, units.dim)
-    shapes["bottleneck.ema_count"] = (units.codebook_size,)
-    shapes["bottleneck.ema_sum"] = (units.codebook_size, units.dim)
-    shapes["bottleneck.started"] = ()
+    if not config.inverter:
+        shapes |= _encoder(config) | _bottleneck(config.bottleneck, config.encoder.width)
     shapes["speakers.weight"] = (n_speakers, decoder.speaker_dim)
-    conditioning = decoder.conditioning_channels
-    for name, inputs in (
-        ("mix", units.dim),
-        ("frames.0", conditioning + decoder.speaker_dim),
-        ("frames.1", conditioning),
-    ):
-        shapes[f"decoder.conditioner.{name}.weight"] = (conditioning, inputs, 3)
-        shapes[f"decoder.conditioner.{name}.bias"] = (conditioning,)
+    if decoder.pitch:
+        shapes["pitch.speaker_means"] = (n_speakers,)
+    for name, shape in _conditioner(config).items():
+        shapes[f"decoder.conditioner.{name}.weight"] = shape
+        shapes[f"decoder.conditioner.{name}.bias"] = (decoder.conditioning_channels,)
     wavenet = _wavenet(config)
     return shapes | {f"decoder.wavenet.{name}": shape for name, shape in wavenet.items()}
+
+
+def _encoder(config: ModelConfig) -> dict[str, Shape]:
+    width = config.encoder.width
+    shapes: dict[str, Shape] = {}
+    for index, kernel in enumerate(_ENCODER_KERNELS):
+        inputs = config.features.channels if index == 0 else width
+        shapes[f"encoder.layers.{index}.conv.weight"] = (width, inputs, kernel)
+        shapes |= _norm(f"encoder.layers.{index}.norm", width)
+    return shapes
+
+
+def _bottleneck(bottleneck: BottleneckConfig, width: int) -> dict[str, Shape]:
+    kind, latents, codes = bottleneck.kind, bottleneck.latents, bottleneck.codes
+    if kind == "vae":
+        shapes: dict[str, Shape] = {
+            "project.weight": (2 * latents, width, 1),
+            "project.bias": (2 * latents,),
+        }
+    else:
+        shapes = {"project.weight": (latents, width, 1), **_norm("norm", latents)}
+    if codes is not None:
+        shapes["codebook"] = (codes, latents)
+    if kind == "vq":
+        shapes |= {"ema_count": (bottleneck.codebook_size,), "started": ()}
+        if bottleneck.update == "ema":
+            shapes["ema_sum"] = shapes["codebook"]
+    if kind == "fsq":
+        shapes |= {name: (latents,) for name in ("reach", "offset", "shift", "width")}
+    return {f"bottleneck.{name}": shape for name, shape in shapes.items()}
+
+
+def _conditioner(config: ModelConfig) -> dict[str, Shape]:
+    """Weights of the conditioner's convolutions; a transposed one has its inputs first."""
+    decoder = config.decoder
+    channels = decoder.conditioning_channels
+    joined = channels + decoder.speaker_dim
+    shapes: dict[str, Shape] = {"mix": (channels, config.conditions, 3)}
+    if decoder.upsampling == "linear":
+        return shapes | {"frames.0": (channels, joined, 3), "frames.1": (channels, channels, 3)}
+    kernels = [kernel for kernel, _ in TRANSPOSED[1 if config.inverter else UNIT_FRAMES]]
+    for index, kernel in enumerate(kernels):
+        shapes[f"upsample.{index}"] = (joined if index == 0 else channels, channels, kernel)
+    return shapes
 
 
 def _norm(name: str, channels: int) -> dict[str, Shape]:

@@ -1,129 +1,107 @@
-"""Vector quantisation against brute force and hand-computed updates."""
+"""What every kind of bottleneck must keep, so that nothing outside has to ask which it is."""
 
 import numpy as np
 import pytest
 import torch
 
-from vconv.nn.bottleneck import VQ, perplexity
+import contracts
+from vconv.config import BottleneckConfig, EncoderConfig, ModelConfig
+from vconv.geometry import Geometry
+from vconv.nn.autoencoder import build_bottleneck
+from vconv.nn.bottleneck import Bottleneck, perplexity
+
+KINDS = {
+    "ae": {"kind": "ae", "dim": 6},
+    "vae": {"kind": "vae", "dim": 6, "samples": 2},
+    "vq": {"kind": "vq", "dim": 6, "codebook_size": 16},
+    "vq by gradient": {"kind": "vq", "dim": 6, "codebook_size": 16, "update": "gradient"},
+    "fsq": {"kind": "fsq", "levels": (4, 3, 3)},
+    "inverter": None,
+}
 
 
-def vq(size: int = 8, dim: int = 3, **options: float) -> VQ:
-    settings = {"commitment_weight": 0.25, "decay": 0.9, "warmup_steps": 3, "restart_below": 0.03}
+@pytest.fixture(params=KINDS, ids=[kind.replace(" ", "_") for kind in KINDS])
+def config(request) -> ModelConfig:
+    values = KINDS[request.param]
+    if values is None:
+        return ModelConfig(kind="inverter")
+    return ModelConfig(
+        encoder=EncoderConfig(width=10), bottleneck=BottleneckConfig.model_validate(values)
+    )
+
+
+def build(config: ModelConfig) -> Bottleneck:
     torch.manual_seed(0)
-    return VQ(5, dim, size, **(settings | options))
-
-
-def started(**options: float) -> VQ:
-    bottleneck = vq(**options)
-    bottleneck.start(torch.randn(300, 3), seed=0, step=3)
+    bottleneck = build_bottleneck(config, Geometry.of(**config.geometry))
+    if bottleneck.vectors_wanted(10_000):
+        bottleneck.start(torch.randn(500, config.latents), seed=0, step=0)
     return bottleneck
 
 
-def test_codes_are_the_nearest_by_brute_force():
-    bottleneck = started().eval()
-    encodings = torch.randn(2, 5, 7)
-    latents = bottleneck.latents(encodings)
-    result = bottleneck(encodings)
-    for b in range(2):
-        for u in range(7):
-            distance = ((bottleneck.codebook - latents[b, :, u]) ** 2).sum(1)
-            assert result.codes[b, u] == distance.argmin()
-            torch.testing.assert_close(result.z[b, :, u], bottleneck.codebook[result.codes[b, u]])
+def encodings(config: ModelConfig, batch: int = 3, units: int = 7) -> torch.Tensor:
+    return torch.randn(batch, 80 if config.inverter else 10, units)
 
 
-def test_gradients_pass_straight_through_and_the_commitment_pulls_latents_to_codes():
-    bottleneck = started().train()
-    encodings = torch.randn(2, 5, 7, requires_grad=True)
-    result = bottleneck(encodings)
-    weight = torch.randn_like(result.z)
-    (through,) = torch.autograd.grad((result.z * weight).sum(), encodings, retain_graph=True)
-    (direct,) = torch.autograd.grad((bottleneck.latents(encodings) * weight).sum(), encodings)
-    torch.testing.assert_close(through, direct, rtol=1e-4, atol=1e-6)
-    latents = bottleneck.latents(encodings)
-    expected = 0.25 * ((latents - result.z) ** 2).mean()
-    torch.testing.assert_close(result.penalty, expected, rtol=1e-5, atol=1e-7)
+def test_the_widths_are_those_the_configuration_tells(config):
+    bottleneck = build(config).eval()
+    result = bottleneck(encodings(config))
+    assert result.z.shape == (3, config.latents, 7)
+    assert result.codes.shape == (3, 7)
+    assert result.codes.dtype == torch.int64
+    assert bottleneck.codebook_size == (config.codes or 0)
+    if config.codes is None:
+        assert (result.codes == -1).all()
+    else:
+        assert result.codes.min() >= 0
+        assert result.codes.max() < config.codes
 
 
-def test_the_ema_update_is_the_hand_computed_one():
-    bottleneck = vq(size=2, dim=1)
-    bottleneck.started.fill_(True)
-    bottleneck.codebook.copy_(torch.tensor([[-1.0], [1.0]]))
-    bottleneck.ema_count.copy_(torch.tensor([1.0, 1.0]))
-    bottleneck.ema_sum.copy_(torch.tensor([[-1.0], [1.0]]))
-    vectors = torch.tensor([[-1.0], [-2.0], [-3.0], [2.0]])
-    bottleneck._pending = (vectors, torch.tensor([0, 0, 0, 1]))
-    bottleneck.commit(seed=0, step=1)
-    # Counts are scaled to a mean of one per code: 3 and 1 of 4 vectors over 2 codes: 1.5 and 0.5.
-    count = 0.9 * np.array([1.0, 1.0]) + 0.1 * np.array([1.5, 0.5])
-    total = 0.9 * np.array([-1.0, 1.0]) + 0.1 * np.array([-3.0, 1.0])
-    np.testing.assert_allclose(bottleneck.ema_count, count, rtol=1e-6)
-    np.testing.assert_allclose(bottleneck.codebook[:, 0], total / count, rtol=1e-4)
-
-
-def test_latents_pass_unquantised_until_the_codebook_starts():
-    bottleneck = vq().train()
-    result = bottleneck(torch.randn(2, 5, 7))
-    assert (result.codes == -1).all()
-    assert result.penalty == 0
-    assert bottleneck.vectors_wanted(2) == 0
-    assert bottleneck.vectors_wanted(3) == 30 * 8
-
-
-def test_k_means_happens_once_and_depends_on_seed_and_step_only():
-    vectors = torch.randn(400, 3)
-    first, second = vq(), vq()
-    first.start(vectors, seed=1, step=3)
-    torch.manual_seed(99)
-    second.start(vectors, seed=1, step=3)
-    assert torch.equal(first.codebook, second.codebook)
-    assert first.vectors_wanted(4) == 0
-
-
-def test_a_restarted_code_stays_alive():
-    bottleneck = started(restart_below=0.5)
-    bottleneck.codebook[2] = 1e3
-    bottleneck.ema_sum[2] = 1e3 * 1e-3
-    bottleneck.ema_count[2] = 1e-3
-    bottleneck.train()
-    encodings = torch.randn(4, 5, 50)
-    bottleneck(encodings)
-    metrics = bottleneck.commit(seed=0, step=10)
-    assert metrics["restarts"] >= 1
-    assert bottleneck.codebook[2].abs().max() < 10
-    used = bottleneck(encodings).codes
-    assert (used == 2).any()
-    bottleneck.commit(seed=0, step=11)
-    assert bottleneck.ema_count[2] > 0.5
-
-
-def test_restarts_depend_on_seed_and_step_only():
-    books = []
+def test_evaluation_is_quantising_the_latents_and_draws_nothing(config):
+    bottleneck = build(config).eval()
+    x = encodings(config)
+    codes, z = bottleneck.quantise(bottleneck.latents(x))
     for _ in range(2):
-        bottleneck = started(restart_below=0.9).train()
-        torch.manual_seed(5)
-        bottleneck(torch.randn(4, 5, 50))
-        torch.manual_seed(len(books))
-        bottleneck.commit(seed=3, step=10)
-        books.append(bottleneck.codebook.clone())
-    assert torch.equal(*books)
+        result = bottleneck(x)
+        torch.testing.assert_close(result.z, z)
+        assert torch.equal(result.codes, codes)
 
 
-def test_looking_up_codes_equals_indexing_row_by_row():
-    bottleneck = started()
-    codes = torch.randint(8, (3, 11))
-    latents = bottleneck.lookup(codes)
-    for b in range(3):
-        for u in range(11):
-            assert torch.equal(latents[b, :, u], bottleneck.codebook[int(codes[b, u])])
+def test_items_do_not_mix(config):
+    bottleneck = build(config).eval()
+    contracts.assert_items_are_independent(lambda x: bottleneck(x).z, encodings(config, 5))
 
 
-def test_evaluation_changes_nothing():
-    bottleneck = started().eval()
-    before = {name: tensor.clone() for name, tensor in bottleneck.state_dict().items()}
-    bottleneck(torch.randn(2, 5, 7))
-    assert bottleneck.commit(seed=0, step=5) == {}
-    for name, tensor in bottleneck.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
+def test_the_encoder_learns_through_it(config):
+    bottleneck = build(config).train()
+    x = encodings(config).requires_grad_()
+    noise = torch.randn(3, config.draws, config.latents, 7)
+    result = bottleneck(x, noise=noise, step=100)
+    assert len(result.z) == 3 * max(1, config.draws)
+    (gradient,) = torch.autograd.grad((result.z * torch.randn_like(result.z)).sum(), x)
+    assert (gradient.abs().sum(1) > 0).all()
+    assert torch.isfinite(gradient).all()
+
+
+def test_a_step_is_a_function_of_its_input_seed_and_step(config):
+    states = []
+    for attempt in range(2):
+        bottleneck = build(config).train()
+        torch.manual_seed(3)
+        noise = torch.randn(3, config.draws, config.latents, 7)
+        result = bottleneck(encodings(config), noise=noise, step=5)
+        torch.manual_seed(attempt)
+        bottleneck.commit(seed=1, step=5)
+        states.append([result.z, *bottleneck.state_dict().values()])
+    for first, second in zip(*states, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_bf16_does_not_reach_it(config):
+    bottleneck = build(config).eval()
+    x = encodings(config)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(bottleneck(x).z, bottleneck(x.float()).z)
+        assert bottleneck(x.bfloat16()).z.dtype == torch.float32
 
 
 @pytest.mark.parametrize("share", [[1.0], [0.5, 0.5], [0.7, 0.2, 0.1]])

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from networks import CONFIG as MODEL
@@ -19,36 +18,22 @@ from vconv.geometry import Geometry
 from vconv.train import checkpoint as checkpoints
 from vconv.train import process
 from vconv.train import run as runs
-from vconv.train.batches import Excerpts, TrainingBatches, held_out
+from vconv.train.batches import Excerpts, Noise, TrainingBatches, held_out
 from vconv.train.corpus import Corpus
 from vconv.train.loop import fit, start_bottleneck, train_step
 from vconv.train.metrics import read_metrics
 from vconv.train.noise import dither
 from vconv.train.objective import backward, learning_rate
-from vconv.train.prepare import prepare
 from vconv.train.state import build_state, refresh_norms
 from vconv.train.validate import bootstrap_interval, validate
+from voices import prepared
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="session")
 def corpus_path(tmp_path_factory) -> Path:
-    """Three speakers, each with its own pitch, four utterances of a second."""
-    raw = tmp_path_factory.mktemp("raw")
-    random = np.random.default_rng(0)
-    time = np.arange(16000) / 16000
-    for speaker, pitch in (("ada", 120), ("bea", 180), ("cyd", 260)):
-        (raw / speaker).mkdir()
-        for utterance in range(4):
-            sweep = pitch * (1 + 0.2 * np.sin(2 * np.pi * (1 + utterance) * time))
-            wav = 0.3 * np.sign(np.sin(2 * np.pi * np.cumsum(sweep) / 16000))
-            wav *= np.sin(2 * np.pi * 2 * time) ** 2
-            wav += 0.01 * random.standard_normal(len(wav))
-            soundfile.write(raw / speaker / f"{utterance}.wav", wav, 16000)
-    out = tmp_path_factory.mktemp("prepared") / "corpus"
-    prepare(raw, out, heldout=0.5, jobs=1, pad_samples=4000, progress=False)
-    return out
+    return prepared(tmp_path_factory.mktemp("voices"))
 
 
 def make_config(corpus: Path, **train: object) -> Config:
@@ -83,7 +68,7 @@ def parts(config: Config, device: torch.device = CPU):
         excerpts,
         batch=config.train.batch,
         seed=config.train.seed,
-        jitter=config.model.decoder.jitter,
+        noise=Noise(jitter=config.model.jitter),
         buffer_mb=None,
         buffer_fraction=1.0,
     )
@@ -111,9 +96,9 @@ def test_dither_depends_on_seed_and_sample_number_only_and_spares_the_encoder(co
 
     def dithered(numbers: list[int]):
         excerpts = Excerpts(corpus, MODEL.audio, state.model.geometry, 640, seed=7, dither_db=-60.0)
-        return excerpts.cut([(0, 5000)] * len(numbers), numbers, None)
+        return excerpts.cut([(0, 5000)] * len(numbers), numbers, Noise())
 
-    clean = plain.cut([(0, 5000)], [3], None)
+    clean = plain.cut([(0, 5000)], [3], Noise())
     both, alone = dithered([3, 9]), dithered([9])
     assert torch.equal(both.codes[1], alone.codes[0])
     assert not torch.equal(both.codes[0], both.codes[1])

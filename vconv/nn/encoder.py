@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .layers import ConvNorm
+from .layers import ConvNorm, SlidingNorm
 
 
 class Encoder(nn.Module):
-    """features [B, M, F] -> encodings [B, H, U]; ``geometry.ENCODER`` says which F make which U."""
+    """features [B, M, F] -> encodings [B, H, U]; ``geometry.ENCODER`` says which F make which U.
 
-    def __init__(self, features: int, width: int) -> None:
+    ``instance_norm``: normalise the features over so many frames first.
+    """
+
+    def __init__(self, features: int, width: int, *, instance_norm: int | None = None) -> None:
         super().__init__()
+        self.norm = nn.Identity() if instance_norm is None else SlidingNorm(instance_norm)
         self.layers = nn.Sequential(
             ConvNorm(features, width, 3),
             ConvNorm(width, width, 3, residual=True),
@@ -25,5 +29,5 @@ class Encoder(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        encodings: Tensor = self.layers(features)
+        encodings: Tensor = self.layers(self.norm(features))
         return encodings

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class ConvNorm(nn.Module):
@@ -30,6 +31,28 @@ class ConvNorm(nn.Module):
         if self.residual:
             y = y + x[:, :, self.wing : self.wing + y.shape[2]]
         return y
+
+
+class SlidingNorm(nn.Module):
+    """Instance norm (Chen & Hain 2020 use it to remove the speaker) over a window of frames.
+
+    x [B, C, F] -> y [B, C, F - frames + 1]: each channel of the middle frame, less its mean over
+    the window, over its standard deviation there. A window instead of the utterance, because a
+    stream has no end to wait for. What is constant over it (a gain, an equaliser, for log-mel)
+    leaves no trace; ``floor`` keeps the noise of a silence from being blown up.
+    """
+
+    floor = 0.1  # variance, of features that have unit variance over the corpus
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = functional.avg_pool1d(x, self.frames, stride=1)
+        variance = functional.avg_pool1d(x.square(), self.frames, stride=1) - mean.square()
+        middle = x[:, :, self.frames // 2 : self.frames // 2 + mean.shape[2]]
+        return (middle - mean) * torch.rsqrt(variance.clamp_min(0) + self.floor)
 
 
 def replace_by_neighbours(latents: Tensor, sources: Tensor) -> Tensor:
