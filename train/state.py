@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vconv.config import Config
 from vconv.nn.autoencoder import Autoencoder, build_autoencoder
-from vconv.nn.pitch import Pitch
+from vconv.nn.pitch import Pitch, voiced_sums
 
 from .batches import TrainingBatches
 from .corpus import Corpus
@@ -93,8 +93,7 @@ def mean_pitches(pitch: Pitch, corpus: Corpus) -> Tensor:
         own = np.flatnonzero(~utterances.heldout & (utterances.speaker == speaker))
         for index in own[np.linspace(0, len(own) - 1, min(len(own), PITCH_UTTERANCES)).astype(int)]:
             wav = torch.from_numpy(corpus.excerpt(int(index), 0, int(utterances.length[index])))
-            octaves, voicing = pitch(wav[None])[0].double()
-            sums[speaker] += torch.stack([(octaves * voicing).sum(), voicing.sum()])
+            sums[speaker] += torch.cat(voiced_sums(pitch(wav[None]))).double()
     sums[sums[:, 1] == 0] = sums.sum(0)
     return (sums[:, 0] / sums[:, 1]).float()
 

@@ -453,15 +453,13 @@ def test_smoke_test_runs_the_whole_path_in_a_run_of_its_own(config_file):
     assert Path("runs/test-smoke/checkpoints/step-000000020").is_dir()
 
 
-@pytest.mark.parametrize("preset", ["tiny", "demo", "base"])
+@pytest.mark.parametrize("preset", ["tiny", "demo", "base", "paper"])
 def test_presets_load_and_describe_a_buildable_geometry(preset):
     from vconv.config import load_config
-    from vconv.nn.autoencoder import build_geometry
 
     root = Path(__file__).resolve().parents[2]
     config = load_config(root / "configs" / f"{preset}.yaml")
-    geometry = build_geometry(config.model)
-    assert isinstance(geometry, Geometry)
+    geometry = Geometry.of(**config.model.geometry)
     plan = geometry.plan(config.data.window, lead=geometry.lead_samples)
     assert plan.left < 8000, "more context than prepare's silence holds"
     assert plan.right - config.data.window < 8000

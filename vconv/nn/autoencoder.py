@@ -13,7 +13,7 @@ from ..geometry import TRANSPOSED, UNIT_FRAMES, Geometry, Span
 from .bottleneck import AE, VAE, Bottleneck, BottleneckResult
 from .conditioner import LinearConditioner, TransposedConditioner
 from .encoder import Encoder
-from .features import MFCC, LogMel, build_features
+from .features import Features, build_features
 from .fsq import FSQ
 from .pitch import WINDOW, Pitch, relative
 from .vq import VQ
@@ -39,7 +39,7 @@ class Autoencoder(nn.Module):
 
     def __init__(
         self,
-        features: LogMel | MFCC,
+        features: Features,
         encoder: Encoder | nn.Identity,
         bottleneck: Bottleneck,
         speakers: nn.Embedding,
