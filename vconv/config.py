@@ -209,16 +209,17 @@ class ModelConfig(_Section):
 class AugmentConfig(_Section):
     """Changes to the encoder's input, not to what the decoder predicts, drawn for each window.
 
-    ``gain_db``: level, up or down by at most this. ``equaliser_db``: a smooth random frequency
-    response within these bounds. ``noise_snr_db``: noise down to this signal-to-noise ratio; null
-    is none. ``pitch_semitones``: pitch, up or down by at most this. ``formant``: resonances moved
-    by a factor of at most 1 + this, up or down.
+    ``gain_db``: level, within plus or minus this. ``equaliser_db``: a smooth frequency response, a
+    random value within plus or minus this at each octave. ``noise_snr_db``: white to pink noise,
+    from this to 30 dB more below the excerpt's RMS; null is none. ``pitch_semitones``: pitch,
+    within plus or minus this, formants kept (6 at most keeps it natural). ``formant``: formants
+    moved by a factor in [1 / (1 + f), 1 + f], pitch kept.
     """
 
     gain_db: Annotated[float, Field(ge=0, le=60)] = 0.0
     equaliser_db: Annotated[float, Field(ge=0, le=40)] = 0.0
     noise_snr_db: Annotated[float, Field(ge=-20, le=100)] | None = None
-    pitch_semitones: Annotated[float, Field(ge=0, le=24)] = 0.0
+    pitch_semitones: Annotated[float, Field(ge=0, le=12)] = 0.0
     formant: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 
 
