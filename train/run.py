@@ -22,7 +22,7 @@ from . import checkpoint as checkpoints
 from . import process
 from .batches import Excerpts, Noise, TrainingBatches, held_out
 from .corpus import HEADER, Corpus
-from .inherit import find_source, inherit
+from .inherit import Source, find_source, inherit
 from .loop import Progress as StepProgress
 from .loop import fit
 from .metrics import Diary
@@ -68,8 +68,11 @@ def _train(config: Config, folder: Path, resume: str) -> int:
     kept = folder / "checkpoints"
     checkpoints.sweep(kept)
     start = _resume_point(folder, resume)
+    source = None
     if start is not None:
         _refuse_changes(start, config)
+    elif config.train.init_from is not None:  # found before anything that takes long
+        source = find_source(config.train.init_from)
     device = process.device(config.train.device)
     if device.type == "cpu":
         process.keep_freed_memory()
@@ -84,8 +87,8 @@ def _train(config: Config, folder: Path, resume: str) -> int:
         _say(f"resuming {folder} at step {state.step:,} from {start.path}")
     else:
         _say(f"starting {folder}: {_count(state):,} parameters, {len(corpus.speakers)} speakers")
-        if config.train.init_from is not None:
-            _inherit(state, config, corpus, folder)
+        if source is not None:
+            _inherit(state, source, config, corpus, folder)
     (folder / "config.yaml").write_text(dump_yaml(config), "utf-8")
     excerpts = Excerpts(
         corpus,
@@ -239,8 +242,9 @@ def _refuse_changes(start: checkpoints.Checkpoint, config: Config) -> None:
             )
 
 
-def _inherit(state: TrainState, config: Config, corpus: Corpus, folder: Path) -> None:
-    source = find_source(str(config.train.init_from))
+def _inherit(
+    state: TrainState, source: Source, config: Config, corpus: Corpus, folder: Path
+) -> None:
     inheritance = inherit(state, source, config, corpus.speakers.names)
     for line in inheritance.report():
         _say(line)
