@@ -1,9 +1,10 @@
 """How fast the engines draw samples: one core, one run, one table.
 
-    python benchmarks/sampler.py [--bundle DIR] [--repetitions N]
+    python benchmarks/sampler.py [--preset NAME] [--bundle DIR] [--repetitions N]
 
-Each row is a network (the shapes of the presets `demo` and `base` with random weights, or a
-bundle's own), an engine and a number of lanes. The rows of a network take turns, so that whatever
+Each row is a network (the shapes of the presets with random weights, or a bundle's own), an engine
+and a number of lanes. With transposed upsampling (`paper`) the engine projects the conditioning of
+every sample, which counts as part of its work. The rows of a network take turns, so that whatever
 else the machine does meets all of them alike; a figure is the median of its turns, in seconds of
 this thread's processor time. `of peak` is the share of the core's multiply-adds that a small probe
 reaches in the same run. Two floors are printed for one lane: multiply-adds over that peak, and the
@@ -35,11 +36,13 @@ import numpy.typing as npt
 from vconv.bundle import Bundle
 from vconv.config import DecoderConfig
 from vconv.engines import Engine, create_engine
+from vconv.engines.base import conditioning_steps
 from vconv.errors import SetupError
+from vconv.geometry import FRAME_HOP
 
 SAMPLE_RATE = 16_000
 LEVELS = 256
-HOP = 160
+CHUNK = 160
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
@@ -49,6 +52,15 @@ SHAPES = {
     ),
     "base": DecoderConfig(
         residual_channels=64, gate_channels=64, skip_channels=128, blocks=2, layers=10
+    ),
+    "paper": DecoderConfig(
+        residual_channels=256,
+        gate_channels=368,
+        skip_channels=256,
+        blocks=2,
+        layers=10,
+        conditioning_channels=128,
+        upsampling="transposed",
     ),
 }
 
@@ -69,6 +81,10 @@ class Row:
         return self.samples / statistics.median(self.seconds)
 
 
+def hop_of(shape: DecoderConfig) -> int:
+    return FRAME_HOP if shape.upsampling == "linear" else 1
+
+
 def random_weights(shape: DecoderConfig) -> dict[str, npt.NDArray[np.float32]]:
     random = np.random.default_rng(0)
     residual, gate, skip = shape.residual_channels, shape.gate_channels, shape.skip_channels
@@ -83,6 +99,8 @@ def random_weights(shape: DecoderConfig) -> dict[str, npt.NDArray[np.float32]]:
         if layer < count - 1:
             weights[f"layers.{layer}.residual.weight"] = matrix(residual, gate)
             weights[f"layers.{layer}.residual.bias"] = matrix(1, residual)[0]
+        weights[f"layers.{layer}.condition.weight"] = matrix(2 * gate, shape.conditioning_channels)
+        weights[f"layers.{layer}.condition.bias"] = matrix(1, 2 * gate)[0]
     for name, outputs, inputs in [
         ("skip", skip, count * gate),
         ("hidden", skip, skip),
@@ -98,17 +116,24 @@ def multiply_adds(weights: Weights) -> int:
     return sum(w.size for name, w in weights.items() if w.ndim == 2 and "embedding" not in name)
 
 
-def engine_row(name: str, engine: Engine, width: int, lanes: int, frames: int) -> Row:
+def drawing(shape: DecoderConfig, weights: Weights) -> Weights:
+    """Those tensors that a sample's drawing reads."""
+    projecting = hop_of(shape) == 1
+    return {name: w for name, w in weights.items() if projecting or ".condition." not in name}
+
+
+def engine_row(name: str, engine: Engine, width: int, lanes: int, samples: int) -> Row:
     random = np.random.default_rng(1)
-    conditioning = random.standard_normal((lanes, frames + 1, width), np.float32)
-    uniforms = random.random((lanes, frames * HOP), np.float32)
+    steps = conditioning_steps(samples, engine.hop)
+    conditioning = random.standard_normal((lanes, steps, width), np.float32)
+    uniforms = random.random((lanes, samples), np.float32)
     state = engine.initial_state(lanes)
 
     def step() -> None:
         nonlocal state
         _, state = engine.generate(conditioning, uniforms, 1.0, state)
 
-    return Row(name, lanes, lanes * frames * HOP, step, [])
+    return Row(name, lanes, lanes * samples, step, [])
 
 
 def eager_row(shape: DecoderConfig, weights: Weights) -> Row:
@@ -146,20 +171,22 @@ def eager_row(shape: DecoderConfig, weights: Weights) -> Row:
 
 
 def rows_of(shape: DecoderConfig, weights: Weights) -> list[Row]:
-    count = shape.blocks * shape.layers
-    width = count * 2 * shape.gate_channels
+    hop = hop_of(shape)
+    projected = shape.blocks * shape.layers * 2 * shape.gate_channels
+    width = shape.conditioning_channels if hop == 1 else projected
     options: dict[str, Any] = {
         "blocks": shape.blocks,
         "layers": shape.layers,
         "kernel_size": shape.kernel_size,
-        "hop": HOP,
+        "hop": hop,
     }
-    drawing = {name: w for name, w in weights.items() if ".condition." not in name}
+    # Long enough that the ends do not count: a tenth of a second or so.
+    chunks = 1 if multiply_adds(weights) > 4_000_000 else 5
     rows = []
     try:
-        native = create_engine("native", drawing, **options)
+        native = create_engine("native", weights, **options)
         name = f"native ({native.cpu})" if hasattr(native, "cpu") else "native"
-        rows += [engine_row(name, native, width, lanes, 5) for lanes in (1, 4, 8)]
+        rows += [engine_row(name, native, width, lanes, chunks * CHUNK) for lanes in (1, 4, 8)]
     except SetupError as missing:
         print(f"native is left out: {missing}")
     if importlib.util.find_spec("torch") is None:
@@ -168,8 +195,8 @@ def rows_of(shape: DecoderConfig, weights: Weights) -> list[Row]:
     import torch
 
     torch.set_num_threads(1)
-    scripted = create_engine("torchscript", drawing, **options)
-    rows += [engine_row("torchscript", scripted, width, lanes, 1) for lanes in (1, 8)]
+    scripted = create_engine("torchscript", weights, **options)
+    rows += [engine_row("torchscript", scripted, width, lanes, CHUNK) for lanes in (1, 8)]
     rows.append(eager_row(shape, weights))
     return rows
 
@@ -230,19 +257,22 @@ def report(name: str, weights: Weights, rows: list[Row], probe: ctypes.CDLL | No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--preset", choices=SHAPES, help="only this one")
     parser.add_argument("--bundle", type=Path, help="an exported model instead of the presets")
     parser.add_argument("--repetitions", type=int, default=30, help="turns of each row")
     options = parser.parse_args()
     networks: dict[str, tuple[DecoderConfig, Weights]]
     if options.bundle is None:
-        networks = {name: (shape, random_weights(shape)) for name, shape in SHAPES.items()}
+        names = list(SHAPES) if options.preset is None else [options.preset]
+        networks = {name: (SHAPES[name], random_weights(SHAPES[name])) for name in names}
     else:
         bundle = Bundle.open(options.bundle)
         wavenet = bundle.weights("decoder.wavenet.")
         networks = {str(options.bundle): (bundle.config.decoder, wavenet)}
     with tempfile.TemporaryDirectory() as folder:
         probe = compile_probe(folder)
-        for name, (shape, weights) in networks.items():
+        for name, (shape, tensors) in networks.items():
+            weights = drawing(shape, tensors)
             rows = rows_of(shape, weights)
             measure(rows, options.repetitions)
             report(name, weights, rows, probe)

@@ -1,7 +1,7 @@
 """decoder.ts: the whole decoder as one TorchScript file, for programs that have no vconv.
 
-B lanes, T samples, n conditioning steps (T = n * hop), U units, D latent width, E speaker width,
-C conditioning channels, L layers, G gate channels, Q levels.
+B lanes, T samples, F conditioning steps, U units, D latent width (with pitch two more), E speaker
+width, C conditioning channels, L layers, G gate channels, Q levels.
 """
 
 # Without `from __future__ import annotations`: TorchScript reads these annotations as objects.
@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vconv.errors import ModelError
 from vconv.nn.autoencoder import Autoencoder
 from vconv.nn.incremental import IncrementalWaveNet, scripted
+from vconv.nn.wavenet import WaveNet
 
 METADATA = "metadata.json"
 _STORAGE = re.compile(r"[^/]+/(?:data|constants)/\d+")
@@ -33,25 +33,23 @@ class WholeDecoder(nn.Module):
     ``skip`` is what ``geometry.Plan`` drops of the conditioning steps that the units give.
     """
 
-    weight: Tensor
-    bias: Tensor
-
     def __init__(self, network: Autoencoder, skip: int) -> None:
         super().__init__()
         wavenet = network.decoder.wavenet
         self.conditioner = network.decoder.conditioner
         self.wavenet = IncrementalWaveNet(wavenet)
         self.skip = skip
-        layers = wavenet.gated_layers
-        self.register_buffer("weight", torch.cat([x.condition.weight for x in layers]).detach())
-        self.register_buffer("bias", torch.cat([x.condition.bias for x in layers]).detach())
+        # With hop 1 the generating loop projects, block by block.
+        self.project = nn.Identity() if wavenet.hop == 1 else _projection(wavenet)
 
     def condition(self, latents: Tensor, speaker: Tensor, samples: int) -> Tensor:
-        """latents [B, U, D], speaker [B, E] -> projected conditioning [B, n + 1, L * 2G]."""
+        """latents [B, U, D], speaker [B, E] -> conditioning as the WaveNet's loop takes it,
+        [B, F, L * 2G] or with hop 1 [B, F, C]."""
         channels = self.conditioner(latents.transpose(1, 2), speaker)
-        steps = samples // self.wavenet.hop + 1
-        used = channels[:, self.skip : self.skip + steps]
-        return functional.linear(used, self.weight, self.bias)
+        hop = self.wavenet.hop
+        steps = samples // hop + (1 if hop > 1 else 0)
+        projected: Tensor = self.project(channels[:, self.skip : self.skip + steps])
+        return projected
 
     def forward(
         self,
@@ -86,6 +84,16 @@ class WholeDecoder(nn.Module):
     def initial_state(self, lanes: int) -> tuple[Tensor, Tensor, Tensor]:
         """The state before the first sample."""
         return self.wavenet.initial_state(lanes)
+
+
+def _projection(wavenet: WaveNet) -> nn.Linear:
+    """[..., C] -> every layer's projection [..., L * 2G], layer-major."""
+    layers = [layer.condition for layer in wavenet.gated_layers]
+    weight, bias = torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers])
+    # Numbers to be replaced need not be drawn.
+    projection: nn.Linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
+    projection.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
+    return projection
 
 
 def whole_decoder(network: Autoencoder) -> torch.jit.ScriptModule:

@@ -1,8 +1,8 @@
 """The compiled sampler against independent truths: the equations in float64 over whole signals,
 eager torch, and itself under other cuts of the same work.
 
-Legend: B lanes, T samples, n frames, Q levels, R residual, G gate, S skip channels, L layers, k
-taps.
+Legend: B lanes, T samples, n frames, F conditioning steps, Q levels, R residual, G gate, S skip and
+C conditioning channels, L layers, k taps.
 """
 
 from __future__ import annotations
@@ -36,10 +36,20 @@ class Shape:
     layers: int
     kernel_size: int
     hop: int
+    channels: int = 0  # C, with hop 1
 
     @property
     def count(self) -> int:
         return self.blocks * self.layers
+
+    @property
+    def width(self) -> int:
+        """Of a conditioning step."""
+        return self.channels if self.hop == 1 else self.count * 2 * self.gate
+
+    def steps(self, frames: int) -> int:
+        """F of that many frames; with hop 1 a frame is a sample."""
+        return frames if self.hop == 1 else frames + 1
 
     def engine(self, weights: dict[str, Floats], cpu: str | None = None) -> NativeEngine:
         return NativeEngine(
@@ -59,8 +69,10 @@ SHAPES = {
     "odd": Shape(33, 21, 13, 70, 1, 5, 2, 7),
     "four taps": Shape(300, 16, 24, 40, 2, 4, 4, 12),
     "one layer": Shape(8, 3, 2, 4, 1, 1, 2, 5),
-    "every sample": Shape(64, 8, 8, 16, 1, 4, 3, 1),
+    "every sample": Shape(64, 8, 8, 16, 1, 4, 3, 1, channels=6),
+    "every sample, wide": Shape(40, 21, 34, 24, 2, 6, 2, 1, channels=19),
 }
+EVERY_SAMPLE = [name for name, shape in SHAPES.items() if shape.hop == 1]
 
 
 def runnable() -> list[str]:
@@ -97,16 +109,19 @@ def random_weights(shape: Shape, seed: int = 0) -> dict[str, Floats]:
         if layer < shape.count - 1:
             weights[f"layers.{layer}.residual.weight"] = normal(r, g)
             weights[f"layers.{layer}.residual.bias"] = normal(r)
+        if shape.hop == 1:
+            weights[f"layers.{layer}.condition.weight"] = normal(2 * g, shape.channels)
+            weights[f"layers.{layer}.condition.bias"] = normal(2 * g)
     return weights
 
 
 def random_work(
     shape: Shape, lanes: int, frames: int, seed: int = 1
 ) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
-    """Conditioning [B, n + 1, L * 2G], uniforms [B, T], codes [B, T]."""
+    """Conditioning [B, F, L * 2G or C], uniforms [B, T], codes [B, T]."""
     random = np.random.default_rng(seed)
-    width = shape.count * 2 * shape.gate
-    conditioning = random.standard_normal((lanes, frames + 1, width)).astype(np.float32)
+    size = lanes, shape.steps(frames), shape.width
+    conditioning = random.standard_normal(size).astype(np.float32)
     uniforms = random.random((lanes, frames * shape.hop), np.float32)
     return conditioning, uniforms, random.integers(0, shape.levels, uniforms.shape)
 
@@ -120,13 +135,21 @@ def as_codes(
 def whole_signal_logits(
     shape: Shape, weights: dict[str, Floats], conditioning: Floats, codes: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """The equations over the whole of one lane at once, in float64: conditioning [n + 1, L * 2G],
+    """The equations over the whole of one lane at once, in float64: conditioning [F, L * 2G or C],
     codes [T] -> logits [T, Q]. Before the first sample all inputs are zero, the code is silence."""
     w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
     steps = len(codes)
-    at = np.arange(steps) / shape.hop
-    frames = np.arange(len(conditioning))
-    upsampled = np.stack([np.interp(at, frames, column) for column in conditioning.T], axis=1)
+    if shape.hop == 1:
+        projections = [
+            conditioning @ w[f"layers.{layer}.condition.weight"].T
+            + w[f"layers.{layer}.condition.bias"]
+            for layer in range(shape.count)
+        ]
+        upsampled = np.concatenate(projections, axis=1)
+    else:
+        at = np.arange(steps) / shape.hop
+        frames = np.arange(len(conditioning))
+        upsampled = np.stack([np.interp(at, frames, column) for column in conditioning.T], axis=1)
     x = w["embedding.weight"][np.concatenate([[shape.levels // 2], codes[:-1]])]
     gates = []
     for layer in range(shape.count):
@@ -165,12 +188,13 @@ def test_forced_logits_are_the_equations(name: str, cpu: str) -> None:
         np.testing.assert_allclose(logits[lane], truth, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["demo", "base", "narrow"])
+@pytest.mark.parametrize("name", ["demo", "base", "narrow", *EVERY_SAMPLE])
 def test_forced_logits_are_those_of_eager_torch(name: str) -> None:
     torch = pytest.importorskip("torch")
     from vconv.nn.wavenet import WaveNet
 
-    shape, lanes, frames, channels = SHAPES[name], 2, 3, 6
+    shape, lanes = SHAPES[name], 2
+    frames, channels = max(3, 400 // shape.hop), shape.channels or 6
     torch.manual_seed(0)
     eager = WaveNet(
         levels=shape.levels,
@@ -183,32 +207,33 @@ def test_forced_logits_are_those_of_eager_torch(name: str) -> None:
         kernel_size=shape.kernel_size,
         hop=shape.hop,
     )
-    cond = torch.randn(lanes, frames + 1, channels)
+    cond = torch.randn(lanes, shape.steps(frames), channels)
     codes = torch.randint(0, shape.levels, (lanes, frames * shape.hop))
     previous = torch.cat([torch.full((lanes, 1), eager.silence), codes[:, :-1]], dim=1)
     with torch.no_grad():
-        projected = eager.project(cond).numpy()
+        given = (cond if shape.hop == 1 else eager.project(cond)).numpy()
         expected, _ = eager(previous, cond, eager.initial_state(lanes))
     weights = {name: tensor.numpy() for name, tensor in eager.state_dict().items()}
     engine = shape.engine(weights)
-    logits, _ = engine.score(projected, as_codes(shape, codes.numpy()), engine.initial_state(lanes))
+    logits, _ = engine.score(given, as_codes(shape, codes.numpy()), engine.initial_state(lanes))
     np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("cpu", runnable())
-@pytest.mark.parametrize("name", ["demo", "narrow", "four taps", "every sample"])
+@pytest.mark.parametrize("name", ["demo", "narrow", "four taps", *EVERY_SAMPLE])
 def test_chunks_of_any_size_give_the_bits_of_one_call(name: str, cpu: str) -> None:
-    shape, lanes, frames = SHAPES[name], 2, 9
+    shape, lanes = SHAPES[name], 2
+    frames = 9 if shape.hop > 1 else 333
     engine = shape.engine(random_weights(shape), cpu)
     conditioning, uniforms, _ = random_work(shape, lanes, frames)
     whole, after = engine.generate(conditioning, uniforms, 1.0, engine.initial_state(lanes))
     logits, _ = engine.score(conditioning, whole, engine.initial_state(lanes))
-    for chunks in ([1] * frames, [4, 1, 2, 2], [8, 1]):
+    for chunks in ([1] * frames, [frames - 5, 1, 2, 2], [8, frames - 8]):
         state, scored = engine.initial_state(lanes), engine.initial_state(lanes)
         done = 0
         for size in chunks:
             samples = slice(done * shape.hop, (done + size) * shape.hop)
-            span = conditioning[:, done : done + size + 1]
+            span = conditioning[:, done : done + shape.steps(size)]
             codes, state = engine.generate(span, uniforms[:, samples], 1.0, state)
             np.testing.assert_array_equal(codes, whole[:, samples])
             chunk, scored = engine.score(span, codes, scored)
@@ -219,10 +244,11 @@ def test_chunks_of_any_size_give_the_bits_of_one_call(name: str, cpu: str) -> No
 
 
 @pytest.mark.parametrize("cpu", runnable())
-@pytest.mark.parametrize("name", ["demo", "narrow", "four taps"])
+@pytest.mark.parametrize("name", ["demo", "narrow", "four taps", *EVERY_SAMPLE])
 @pytest.mark.parametrize("lanes", [2, 3, 8, 17])
 def test_a_lane_has_the_bits_it_has_alone(name: str, lanes: int, cpu: str) -> None:
-    shape, frames = SHAPES[name], 2
+    shape = SHAPES[name]
+    frames = 2 if shape.hop > 1 else 133
     engine = shape.engine(random_weights(shape), cpu)
     conditioning, uniforms, codes = random_work(shape, lanes, frames)
     together, _ = engine.generate(conditioning, uniforms, 0.9, engine.initial_state(lanes))
@@ -259,7 +285,7 @@ def test_threads_share_an_engine_without_touching_each_other() -> None:
 
 
 def drawing_engine(logits: Floats, hop: int) -> NativeEngine:
-    """A network whose logits are these, whatever went before."""
+    """A network whose logits are these, whatever went before; hop > 1."""
     shape = Shape(len(logits), 1, 1, 1, 1, 1, 2, hop)
     weights = {name: np.zeros_like(w) for name, w in random_weights(shape).items()}
     return shape.engine(weights | {"logits.bias": logits})
@@ -322,11 +348,11 @@ def test_temperature_zero_takes_the_first_of_the_highest_logits() -> None:
     codes, _ = engine.generate(conditioning, uniforms, 0.0, engine.initial_state(2))
     logits, _ = engine.score(conditioning, codes, engine.initial_state(2))
     np.testing.assert_array_equal(codes, logits.argmax(axis=2))
-    tied = drawing_engine(np.array([0, 3, 1, 3], np.float32), 1)
+    tied = drawing_engine(np.array([0, 3, 1, 3], np.float32), 2)
     codes, _ = tied.generate(
-        np.zeros((1, 2, 2), np.float32), np.zeros((1, 1), np.float32), 0.0, tied.initial_state(1)
+        np.zeros((1, 2, 2), np.float32), np.zeros((1, 2), np.float32), 0.0, tied.initial_state(1)
     )
-    assert codes.tolist() == [[1]]
+    assert codes.tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-45])
@@ -346,7 +372,7 @@ def test_activations_are_those_of_libm(cpu: str) -> None:
         [np.linspace(-100, 100, 4001), np.linspace(-4, 4, 4001), [0, 1e-7, -1e-7, 1e30, -1e30]]
     ).astype(np.float32)
     gate = 2
-    shape = Shape(gate, 1, gate, 2 * gate, 1, 1, 2, 1)
+    shape = Shape(gate, 1, gate, 2 * gate, 1, 1, 2, 1, channels=2 * gate)
     eye = np.eye(gate, dtype=np.float32)
     both = np.concatenate([eye, -eye])
     weights = {name: np.zeros_like(w) for name, w in random_weights(shape).items()}
@@ -354,12 +380,12 @@ def test_activations_are_those_of_libm(cpu: str) -> None:
         "skip.weight": both,
         "hidden.weight": np.eye(2 * gate, dtype=np.float32),
         "logits.weight": both.T.copy(),
+        "layers.0.condition.weight": np.eye(2 * gate, dtype=np.float32),
     }
     engine = shape.engine(weights, cpu)
     # gate 0: tanh(v) with an open sigmoid; gate 1: sigmoid(v) with a full tanh
     open_ = np.full_like(values, 50)
     conditioning = np.stack([values, open_, open_, values], axis=1)[None]
-    conditioning = np.concatenate([conditioning, conditioning[:, -1:]], axis=1)
     logits, _ = engine.score(
         conditioning, np.zeros((1, len(values)), np.uint8), engine.initial_state(1)
     )
@@ -406,6 +432,28 @@ def test_a_missing_tensor_is_named() -> None:
         shape.engine(weights)
 
 
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_with_hop_1_condition_tensors_are_missed_by_name(kind: str) -> None:
+    shape = SHAPES["every sample"]
+    weights = random_weights(shape)
+    for layer in range(shape.count):
+        lacking = {k: v for k, v in weights.items() if k != f"layers.{layer}.condition.{kind}"}
+        with pytest.raises(
+            ModelError, match=rf"lacks the tensor layers\.{layer}\.condition\.{kind}"
+        ):
+            shape.engine(lacking)
+
+
+def test_with_hop_1_condition_tensors_that_do_not_fit_are_refused_by_name() -> None:
+    shape = SHAPES["every sample"]
+    weights = random_weights(shape)
+    name = "layers.3.condition.weight"
+    with pytest.raises(ModelError, match=rf"{name} has shape \[16, 5\].*needs \[16, 6\]"):
+        shape.engine(weights | {name: weights[name][:, 1:]})
+    with pytest.raises(ModelError, match=rf"{name} holds 96 NaN"):
+        shape.engine(weights | {name: np.full_like(weights[name], np.nan)})
+
+
 def test_an_unexpected_tensor_is_named_and_the_conditioners_are_not() -> None:
     shape = SHAPES["narrow"]
     weights = random_weights(shape) | {"layers.0.condition.bias": np.zeros(14, np.float32)}
@@ -424,16 +472,20 @@ def test_a_wrong_shape_is_named_with_both_shapes(name: str) -> None:
     assert str(list(weights[name].shape)) in str(refused.value)
 
 
-def test_conditioning_that_is_not_finite_is_noticed() -> None:
-    shape = SHAPES["demo"]
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["demo", "every sample"])
+def test_conditioning_that_is_not_finite_is_noticed(name: str, value: float) -> None:
+    shape, frames = SHAPES[name], 3
     engine = shape.engine(random_weights(shape))
-    conditioning, uniforms, _ = random_work(shape, 1, 1)
-    conditioning[0, 0, 5] = np.nan
-    for temperature in (0.0, 1.0):
+    for step in range(frames):
+        conditioning, uniforms, _ = random_work(shape, 1, frames)
+        conditioning[0, step, 5] = value
+        for temperature in (0.0, 1.0):
+            with pytest.raises(ModelError, match="not finite"):
+                engine.generate(conditioning, uniforms, temperature, engine.initial_state(1))
+        codes = np.zeros(uniforms.shape, np.uint8)
         with pytest.raises(ModelError, match="not finite"):
-            engine.generate(conditioning, uniforms, temperature, engine.initial_state(1))
-    with pytest.raises(ModelError, match="not finite"):
-        engine.score(conditioning, np.zeros((1, shape.hop), np.uint8), engine.initial_state(1))
+            engine.score(conditioning, codes, engine.initial_state(1))
 
 
 def test_an_unknown_code_path_is_a_setup_error() -> None:

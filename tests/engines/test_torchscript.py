@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from vconv.engines import create_engine
+from vconv.engines.base import conditioning_steps
 from vconv.engines.torchscript import TorchScriptEngine
 from vconv.errors import ModelError, SetupError
 from vconv.nn.wavenet import WaveNet
 
-HOP = 20
+# What test_chunks cuts the work into, in samples. With hop 1 no length is a number of blocks or
+# frames, and one fills a block and no more.
+CUTS = {20: (20, 80, 40, 100), 1: (1, 77, 64, 3, 104)}
 
 
 @dataclass
@@ -23,12 +26,25 @@ class Case:
     network: WaveNet
     engine: TorchScriptEngine
     channels: torch.Tensor
-    conditioning: np.ndarray
+    conditioning: np.ndarray  # as the engine takes it
     codes: np.ndarray
 
     @property
     def lanes(self) -> int:
         return len(self.codes)
+
+    @property
+    def hop(self) -> int:
+        return self.network.hop
+
+    @property
+    def options(self) -> dict[str, int]:
+        kernel = self.network.gated_layers[0].kernel
+        return {"blocks": 2, "layers": 5, "kernel_size": kernel, "hop": self.hop}
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        return {name: tensor.numpy().copy() for name, tensor in self.network.state_dict().items()}
 
     def eager_logits(self, codes: np.ndarray) -> np.ndarray:
         previous = np.pad(codes.astype(np.int64), ((0, 0), (1, 0)), constant_values=16)[:, :-1]
@@ -39,9 +55,14 @@ class Case:
         return logits.numpy()
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["kernel-2", "kernel-3"])
+@pytest.fixture(
+    scope="module",
+    params=[(kernel, hop) for kernel in (2, 3) for hop in CUTS],
+    ids=[f"kernel-{kernel}-hop-{hop}" for kernel in (2, 3) for hop in CUTS],
+)
 def case(request: pytest.FixtureRequest) -> Case:
-    lanes, frames, kernel = 3, 12, request.param
+    lanes, (kernel, hop) = 3, request.param
+    samples = sum(CUTS[hop])
     torch.manual_seed(0)
     network = WaveNet(
         levels=32,
@@ -52,17 +73,17 @@ def case(request: pytest.FixtureRequest) -> Case:
         blocks=2,
         layers=5,
         kernel_size=kernel,
-        hop=HOP,
+        hop=hop,
     ).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(2)  # so that the logits spread and every layer matters
     weights = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
-    engine = TorchScriptEngine(weights, blocks=2, layers=5, kernel_size=kernel, hop=HOP)
-    channels = torch.randn(lanes, frames + 1, 4)
+    engine = TorchScriptEngine(weights, blocks=2, layers=5, kernel_size=kernel, hop=hop)
+    channels = torch.randn(lanes, conditioning_steps(samples, hop), 4)
     with torch.inference_mode():
-        conditioning = network.project(channels).numpy()
-    codes = np.random.default_rng(0).integers(0, 32, (lanes, frames * HOP)).astype(np.uint8)
+        conditioning = (channels if hop == 1 else network.project(channels)).numpy()
+    codes = np.random.default_rng(0).integers(0, 32, (lanes, samples)).astype(np.uint8)
     return Case(network, engine, channels, conditioning, codes)
 
 
@@ -79,14 +100,14 @@ def test_chunks_give_what_one_shot_gives(case: Case) -> None:
     drawn, _ = engine.generate(case.conditioning, uniforms, 1.0, engine.initial_state(3))
     state, drawing = engine.initial_state(3), engine.initial_state(3)
     first = 0
-    for frames in (1, 4, 2, 5):
-        samples = slice(first * HOP, (first + frames) * HOP)
-        steps = case.conditioning[:, first : first + frames + 1]
+    for length in CUTS[case.hop]:
+        samples, step = slice(first, first + length), first // case.hop
+        steps = case.conditioning[:, step : step + conditioning_steps(length, case.hop)]
         logits, state = engine.score(steps, case.codes[:, samples], state)
         np.testing.assert_array_equal(logits, whole[:, samples])
         codes, drawing = engine.generate(steps, uniforms[:, samples], 1.0, drawing)
         np.testing.assert_array_equal(codes, drawn[:, samples])
-        first += frames
+        first += length
     for part, wanted in zip(state, last, strict=True):
         assert torch.equal(part, wanted)
 
@@ -138,22 +159,17 @@ def test_draws_follow_the_eager_distribution(case: Case, temperature: float) -> 
 
 
 def test_the_native_engine_agrees(case: Case) -> None:
-    weights = {name: tensor.numpy() for name, tensor in case.network.state_dict().items()}
-    options = {"blocks": 2, "layers": 5, "kernel_size": case.network.gated_layers[0].kernel}
-    native = create_engine("native", weights, **options, hop=HOP)
+    native = create_engine("native", case.weights, **case.options)
     ours, _ = case.engine.score(case.conditioning, case.codes, case.engine.initial_state(3))
     theirs, _ = native.score(case.conditioning, case.codes, native.initial_state(3))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(case: Case) -> None:
-    kernel = case.network.gated_layers[0].kernel
-    whole = {name: tensor.numpy().copy() for name, tensor in case.network.state_dict().items()}
-
     def refusal(**changes: np.ndarray | None) -> str:
-        weights = {k: v for k, v in (whole | changes).items() if v is not None}
+        weights = {k: v for k, v in (case.weights | changes).items() if v is not None}
         with pytest.raises(ModelError) as caught:
-            create_engine("torchscript", weights, blocks=2, layers=5, kernel_size=kernel, hop=HOP)
+            create_engine("torchscript", weights, **case.options)
         return str(caught.value)
 
     assert "lacks the tensor skip.bias" in refusal(**{"skip.bias": None})
@@ -163,9 +179,20 @@ def test_weights_that_do_not_fit_are_refused_by_name(case: Case) -> None:
     assert "skip.bias has numbers that are NaN" in refusal(**{"skip.bias": nan})
 
 
-def test_an_output_that_is_not_finite_is_an_error_not_noise(case: Case) -> None:
+def test_condition_tensors_are_needed_with_hop_1_only(case: Case) -> None:
+    for name in ("layers.0.condition.weight", "layers.0.condition.bias", "layers.7.condition.bias"):
+        lacking = {k: v for k, v in case.weights.items() if k != name}
+        if case.hop > 1:
+            create_engine("torchscript", lacking, **case.options)
+        else:
+            with pytest.raises(ModelError, match=f"lacks the tensor {name}"):
+                create_engine("torchscript", lacking, **case.options)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_output_that_is_not_finite_is_an_error_not_noise(case: Case, value: float) -> None:
     conditioning = case.conditioning.copy()
-    conditioning[0, 3, 2] = np.nan
+    conditioning[0, 3, 2] = value
     uniforms = np.full(case.codes.shape, 0.5, np.float32)
     with pytest.raises(ModelError, match="not finite"):
         case.engine.score(conditioning, case.codes, case.engine.initial_state(3))
@@ -174,28 +201,12 @@ def test_an_output_that_is_not_finite_is_an_error_not_noise(case: Case) -> None:
 
 
 def test_a_gpu_that_is_not_there_is_an_error(case: Case) -> None:
-    weights = {name: tensor.numpy() for name, tensor in case.network.state_dict().items()}
     with pytest.raises(SetupError, match="cuda:99 was asked for"):
-        TorchScriptEngine(
-            weights,
-            blocks=2,
-            layers=5,
-            kernel_size=case.network.gated_layers[0].kernel,
-            hop=HOP,
-            device="cuda:99",
-        )
+        TorchScriptEngine(case.weights, **case.options, device="cuda:99")
 
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_logits(case: Case) -> None:
-    weights = {name: tensor.numpy() for name, tensor in case.network.state_dict().items()}
-    engine = TorchScriptEngine(
-        weights,
-        blocks=2,
-        layers=5,
-        kernel_size=case.network.gated_layers[0].kernel,
-        hop=HOP,
-        device="cuda",
-    )
+    engine = TorchScriptEngine(case.weights, **case.options, device="cuda")
     logits, _ = engine.score(case.conditioning, case.codes, engine.initial_state(3))
     np.testing.assert_allclose(logits, case.eager_logits(case.codes), atol=1e-4)

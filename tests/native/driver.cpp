@@ -43,13 +43,14 @@ struct Model {
     vconv_wavenet_shape shape;
     std::vector<std::vector<float>> tensors;
     std::vector<const float*> dilated, residual_weight, residual_bias;
+    std::vector<const float*> condition_weight, condition_bias;  // with hop 1
     vconv_wavenet_weights weights{};
 
     explicit Model(const vconv_wavenet_shape& s) : shape(s) {
         Random random;
         const std::size_t L = s.blocks * s.layers, Q = s.levels, R = s.residual, G = s.gate;
         const std::size_t S = s.skip;
-        tensors.reserve(3 * L + 7);
+        tensors.reserve(5 * L + 7);
         const auto tensor = [&](std::size_t outputs, std::size_t inputs) {
             tensors.push_back(random.vector(outputs * inputs, inputs));
             return static_cast<const float*>(tensors.back().data());
@@ -58,6 +59,10 @@ struct Model {
             dilated.push_back(tensor(2 * G, s.kernel_size * R));
             residual_weight.push_back(l + 1 < L ? tensor(R, G) : nullptr);
             residual_bias.push_back(l + 1 < L ? tensor(R, 1) : nullptr);
+            if (s.hop == 1) {
+                condition_weight.push_back(tensor(2 * G, s.conditioning));
+                condition_bias.push_back(tensor(2 * G, 1));
+            }
         }
         weights.embedding = tensor(Q, R);
         weights.dilated = dilated.data();
@@ -69,6 +74,8 @@ struct Model {
         weights.hidden_bias = tensor(S, 1);
         weights.logits_weight = tensor(Q, S);
         weights.logits_bias = tensor(Q, 1);
+        weights.condition_weight = condition_weight.data();
+        weights.condition_bias = condition_bias.data();
     }
 };
 
@@ -93,10 +100,13 @@ void run_model(const Model& model, std::size_t lanes, const char* cpu) {
     CHECK(sampler != nullptr);
     CHECK(std::strcmp(vconv_sampler_cpu(sampler), cpu) == 0);
 
-    const std::size_t frames = 5, width = s.blocks * s.layers * 2 * s.gate, cut = 2;
+    // With hop 1 a frame is a sample, there is no step at the end, and channels are projected here.
+    const bool projects = s.hop == 1;
+    const std::size_t frames = projects ? 45 : 5, cut = projects ? 21 : 2, end = projects ? 0 : 1;
+    const std::size_t width = projects ? s.conditioning : s.blocks * s.layers * 2 * s.gate;
     const std::size_t samples = frames * s.hop;
     Random random;
-    const std::vector<float> conditioning = random.vector(lanes * (frames + 1) * width, 1);
+    const std::vector<float> conditioning = random.vector(lanes * (frames + end) * width, 1);
     std::vector<float> uniforms(lanes * samples);
     for (float& u : uniforms) {
         u = random.uniform();
@@ -119,8 +129,8 @@ void run_model(const Model& model, std::size_t lanes, const char* cpu) {
         std::vector<float> c, u;
         std::vector<std::int16_t> expected;
         for (std::size_t lane = 0; lane < lanes; ++lane) {
-            const float* frame = conditioning.data() + (lane * (frames + 1) + first) * width;
-            c.insert(c.end(), frame, frame + (count + 1) * width);
+            const float* frame = conditioning.data() + (lane * (frames + end) + first) * width;
+            c.insert(c.end(), frame, frame + (count + end) * width);
             const std::size_t at = lane * samples + first * s.hop;
             u.insert(u.end(), uniforms.begin() + at, uniforms.begin() + at + count * s.hop);
             expected.insert(expected.end(), codes.begin() + at, codes.begin() + at + count * s.hop);
@@ -168,31 +178,43 @@ void run_model(const Model& model, std::size_t lanes, const char* cpu) {
     std::memset(broken.data(), 0xff, broken.memory.size() * 8);
     CHECK(vconv_sampler_run(sampler, broken.data(), lanes, samples, c, u, 1.0f, nullptr, nullptr,
                             nullptr) == VCONV_BAD_STATE);
-    std::vector<float> poisoned = conditioning;
-    poisoned[width / 2] = nan;
-    State lost(sampler, lanes);
-    CHECK(vconv_sampler_run(sampler, lost.data(), lanes, samples, poisoned.data(), u, 1.0f, nullptr,
-                            nullptr, nullptr) == VCONV_NOT_FINITE);
+    for (float wrong : {nan, std::numeric_limits<float>::infinity()}) {
+        std::vector<float> poisoned = conditioning;
+        poisoned[width / 2] = wrong;
+        State lost(sampler, lanes);
+        CHECK(vconv_sampler_run(sampler, lost.data(), lanes, samples, poisoned.data(), u, 1.0f,
+                                nullptr, nullptr, nullptr) == VCONV_NOT_FINITE);
+    }
     vconv_sampler_destroy(sampler);
 }
 
 void refuse_models() {
     const char* cpu = "generic";
-    const vconv_wavenet_shape good{16, 4, 4, 4, 1, 2, 2, 4};
+    const vconv_wavenet_shape good{16, 4, 4, 4, 1, 2, 2, 4, 0};
+    const vconv_wavenet_shape projecting{16, 4, 4, 4, 1, 2, 2, 1, 3};
     char message[24];
     vconv_sampler* sampler = nullptr;
     const auto create = [&](const vconv_wavenet_shape& shape, const vconv_wavenet_weights& w) {
         return vconv_sampler_create(&shape, &w, cpu, &sampler, message, sizeof message);
     };
-    Model model(good);
-    for (float wrong : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
-        for (std::vector<float>& tensor : model.tensors) {
-            const float kept = tensor.back();
-            tensor.back() = wrong;
-            CHECK(create(good, model.weights) == VCONV_BAD_WEIGHTS && sampler == nullptr);
-            tensor.back() = kept;
+    for (const vconv_wavenet_shape& shape : {good, projecting}) {
+        Model model(shape);
+        for (float wrong : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
+            for (std::vector<float>& tensor : model.tensors) {
+                const float kept = tensor.back();
+                tensor.back() = wrong;
+                CHECK(create(shape, model.weights) == VCONV_BAD_WEIGHTS && sampler == nullptr);
+                tensor.back() = kept;
+            }
         }
     }
+    Model projector(projecting);
+    projector.weights.condition_bias = nullptr;
+    CHECK(create(projecting, projector.weights) == VCONV_BAD_SHAPE);
+    vconv_wavenet_shape deaf = projecting;
+    deaf.conditioning = 0;
+    CHECK(create(deaf, Model(projecting).weights) == VCONV_BAD_SHAPE);
+    Model model(good);
     vconv_wavenet_shape shape = good;
     for (std::uint32_t vconv_wavenet_shape::* size :
          {&vconv_wavenet_shape::levels, &vconv_wavenet_shape::residual, &vconv_wavenet_shape::gate,
@@ -218,12 +240,14 @@ void refuse_models() {
 
 int main() {
     const vconv_wavenet_shape shapes[] = {
-        {256, 32, 32, 96, 2, 4, 2, 20},   // levels, residual, gate, skip, blocks, layers, k, hop
-        {17, 5, 7, 9, 2, 3, 3, 10},       //
-        {33, 21, 13, 70, 1, 5, 2, 7},     //
-        {300, 64, 46, 130, 1, 6, 2, 16},  //
-        {8, 3, 2, 4, 1, 1, 4, 5},         //
-        {2, 1, 1, 1, 3, 2, 2, 1},         //
+        // levels, residual, gate, skip, blocks, layers, k, hop, conditioning
+        {256, 32, 32, 96, 2, 4, 2, 20, 0},   //
+        {17, 5, 7, 9, 2, 3, 3, 10, 0},       //
+        {33, 21, 13, 70, 1, 5, 2, 7, 0},     //
+        {300, 64, 46, 130, 1, 6, 2, 16, 0},  //
+        {8, 3, 2, 4, 1, 1, 4, 5, 0},         //
+        {2, 1, 1, 1, 3, 2, 2, 1, 1},         //
+        {40, 21, 34, 24, 1, 6, 3, 1, 19},    //
     };
     for (const char* cpu : {"generic", "avx2", "avx512"}) {
         for (const vconv_wavenet_shape& shape : shapes) {

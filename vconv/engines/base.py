@@ -1,6 +1,13 @@
 """What every generating engine offers, and how one is made by name.
 
-Legend: B lanes, T samples, n frames (T = n * hop), Q levels, G gate channels, L layers.
+Legend: B lanes, T samples, F conditioning steps, Q levels, G gate and C conditioning channels, L
+layers.
+
+Conditioning comes in one of two forms. With hop > 1 a step is a frame of `hop` samples, projected
+for every layer by the exported conditioner (width L * 2G); T samples are T / hop frames, and since
+the engine interpolates between frames they need the one at their end too. With hop 1 a step is a
+sample, of C channels; the engine projects them, because projections at the sample rate would be
+L * 2G / C times as much to hand over (115 times for the paper's network).
 """
 
 from __future__ import annotations
@@ -22,6 +29,13 @@ State: TypeAlias = object
 """Opaque: an engine's own; belongs to the engine that made it and is never changed by it."""
 
 
+def conditioning_steps(samples: int, hop: int) -> int:
+    """How many conditioning steps a call for so many samples takes; they are whole frames."""
+    frames, rest = divmod(samples, hop)
+    assert rest == 0, f"{samples} samples are not whole frames of {hop}"
+    return frames + (1 if hop > 1 else 0)
+
+
 class Engine(Protocol):
     """A WaveNet that generates, chunk by chunk, with its state in the caller's hands.
 
@@ -37,7 +51,7 @@ class Engine(Protocol):
 
     @property
     def hop(self) -> int:
-        """Samples per frame of conditioning."""
+        """Samples per step of conditioning."""
 
     def initial_state(self, lanes: int) -> State:
         """The state after silence: previous code levels // 2, contexts zero."""
@@ -51,8 +65,9 @@ class Engine(Protocol):
     ) -> tuple[Codes, State]:
         """Draws the next T samples of every lane.
 
-        conditioning [B, n + 1, L * 2G], uniforms [B, T] in [0, 1); temperature 0 takes the most
-        likely code. Returns codes [B, T] and the state after them.
+        conditioning [B, F, L * 2G], or [B, F, C] with hop 1, F = conditioning_steps(T, hop);
+        uniforms [B, T] in [0, 1); temperature 0 takes the most likely code. Returns codes [B, T]
+        and the state after them. Raises ModelError where conditioning or logits are not finite.
         """
 
     def score(
@@ -82,7 +97,8 @@ def create_engine(
 ) -> Engine:
     """The engine called `native` or `torchscript`, or for `auto` the best of those installed.
 
-    weights: the WaveNet's tensors under their eager names, without `decoder.wavenet.`.
+    weights: the WaveNet's tensors under their eager names, without `decoder.wavenet.`; its
+    `condition` tensors are needed with hop 1 and otherwise not looked at.
     Raises UsageError for an unknown name, SetupError where the engine cannot run here, ModelError
     where the weights do not fit.
     """

@@ -1,7 +1,7 @@
 """The compiled sampler as an engine: numpy in, numpy out.
 
-Legend: B lanes, T samples, n frames (T = n * hop), Q levels, R residual, G gate and S skip
-channels, L = blocks * layers, k taps.
+Legend: B lanes, T samples, F conditioning steps, Q levels, R residual, G gate, S skip and C
+conditioning channels, L = blocks * layers, k taps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vconv.engines.base import Codes, State
+from vconv.engines.base import Codes, State, conditioning_steps
 from vconv.errors import ModelError, SetupError
 from vconv.native import Shape, Weights, load
 
@@ -38,9 +38,10 @@ class NativeState:
 class NativeEngine:
     """A WaveNet of the given weights in the compiled sampler. Any number of threads may use it.
 
-    weights: tensors under their eager names without `decoder.wavenet.`; `condition` tensors belong
-    to the exported conditioner and are not looked at. cpu: a code path by name (`generic`, `avx2`,
-    `avx512`), None for the best that this processor runs; `.cpu` tells which.
+    weights: tensors under their eager names without `decoder.wavenet.`; with hop > 1 the
+    `condition` tensors belong to the exported conditioner and are not looked at. cpu: a code path
+    by name (`generic`, `avx2`, `avx512`), None for the best that this processor runs; `.cpu` tells
+    which.
 
     Raises ModelError for a tensor that is missing, unexpected, of a wrong shape or not finite, and
     SetupError where the sampler is not built or cannot run the named path.
@@ -58,20 +59,21 @@ class NativeEngine:
         hop: int,
         cpu: str | None = None,
     ) -> None:
-        tensors = _validated(weights, blocks * layers, kernel_size)
+        tensors = _validated(weights, blocks * layers, kernel_size, hop)
         self.levels, residual = tensors["embedding.weight"].shape
         self.hop = hop
         skip = len(tensors["skip.bias"])
         gate = tensors["layers.0.dilated.weight"].shape[0] // 2
-        self._conditioning_width = blocks * layers * 2 * gate
+        channels = tensors["layers.0.condition.weight"].shape[1] if hop == 1 else 0
+        self._conditioning_width = channels if hop == 1 else blocks * layers * 2 * gate
 
         self._library = load()
-        shape = Shape(self.levels, residual, gate, skip, blocks, layers, kernel_size, hop)
+        shape = Shape(self.levels, residual, gate, skip, blocks, layers, kernel_size, hop, channels)
         handle = ctypes.c_void_p()
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         status = self._library.vconv_sampler_create(
             ctypes.byref(shape),
-            ctypes.byref(_pointers(tensors, blocks * layers)),
+            ctypes.byref(_pointers(tensors, blocks * layers, hop)),
             None if cpu is None else cpu.encode(),
             ctypes.byref(handle),
             message,
@@ -139,10 +141,8 @@ class NativeEngine:
         """One vconv_sampler_run into codes or logits; returns the next state."""
         assert isinstance(state, NativeState)
         lanes, samples = shape
-        frames, rest = divmod(samples, self.hop)
-        assert rest == 0, f"{samples} samples are not whole frames of {self.hop}"
         assert lanes == state.lanes, (lanes, state.lanes)
-        expected = (lanes, frames + 1, self._conditioning_width)
+        expected = (lanes, conditioning_steps(samples, self.hop), self._conditioning_width)
         assert conditioning.shape == expected, (conditioning.shape, expected)
         # Names, not temporaries: the arrays must outlive the pointers to them.
         conditioning = np.ascontiguousarray(conditioning, np.float32)
@@ -172,7 +172,7 @@ class NativeEngine:
 
 
 def _validated(
-    weights: Mapping[str, NDArray[np.float32]], layers: int, kernel_size: int
+    weights: Mapping[str, NDArray[np.float32]], layers: int, kernel_size: int, hop: int
 ) -> dict[str, NDArray[np.float32]]:
     """The tensors the sampler reads, contiguous float32, their shapes consistent. Or ModelError."""
 
@@ -190,9 +190,9 @@ def _validated(
             )
 
     tensors: dict[str, NDArray[np.float32]] = {}
-    # The widths as three tensors tell them; the others must agree.
-    first = "layers.0.dilated.weight"
-    for name in ("embedding.weight", first, "hidden.weight"):
+    # The widths as these tensors tell them; the others must agree.
+    first, condition = "layers.0.dilated.weight", "layers.0.condition.weight"
+    for name in ("embedding.weight", first, "hidden.weight", *([condition] if hop == 1 else [])):
         if tensor(name).ndim != 2:
             raise ModelError(f"the tensor {name} has {tensor(name).ndim} dimensions instead of 2.")
     levels, residual = tensor("embedding.weight").shape
@@ -203,6 +203,9 @@ def _validated(
         if layer < layers - 1:
             expect(f"layers.{layer}.residual.weight", residual, gate)
             expect(f"layers.{layer}.residual.bias", residual)
+        if hop == 1:
+            expect(f"layers.{layer}.condition.weight", 2 * gate, tensor(condition).shape[1])
+            expect(f"layers.{layer}.condition.bias", 2 * gate)
     expect("skip.weight", skip, layers * gate)
     expect("skip.bias", skip)
     expect("hidden.weight", skip, skip)
@@ -215,7 +218,7 @@ def _validated(
     return tensors
 
 
-def _pointers(tensors: Mapping[str, NDArray[np.float32]], layers: int) -> Weights:
+def _pointers(tensors: Mapping[str, NDArray[np.float32]], layers: int, hop: int) -> Weights:
     """The C structure; it refers to the tensors and is good as long as they live."""
 
     def per_layer(kind: str, count: int) -> Any:
@@ -233,6 +236,8 @@ def _pointers(tensors: Mapping[str, NDArray[np.float32]], layers: int) -> Weight
             for part in ("skip", "hidden", "logits")
             for kind in ("weight", "bias")
         ),
+        per_layer("condition.weight", layers if hop == 1 else 0),
+        per_layer("condition.bias", layers if hop == 1 else 0),
     )
 
 

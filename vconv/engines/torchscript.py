@@ -3,7 +3,7 @@
 Our own class is scripted and given the weights. A bundle's ``decoder.ts`` is never run here:
 TorchScript is executable code, and loading it runs it.
 
-Legend: B lanes, T samples, n frames (T = n * hop), Q levels, G gate channels, L layers.
+Legend: B lanes, T samples, Q levels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vconv.engines.base import Codes, State
+from vconv.engines.base import Codes, State, conditioning_steps
 from vconv.errors import ModelError, SetupError
 from vconv.nn.incremental import IncrementalWaveNet, scripted
 from vconv.nn.wavenet import WaveNet
@@ -27,8 +27,9 @@ _State = tuple[Tensor, Tensor, Tensor]
 class TorchScriptEngine:
     """A WaveNet of the given weights under TorchScript. Any number of threads may use it.
 
-    weights: tensors under their eager names without `decoder.wavenet.`; `condition` tensors belong
-    to the exported conditioner and are not looked at. device: "cpu", "cuda" or "cuda:N".
+    weights: tensors under their eager names without `decoder.wavenet.`; with hop > 1 the
+    `condition` tensors belong to the exported conditioner and are not looked at. device: "cpu",
+    "cuda" or "cuda:N".
 
     Raises ModelError for tensors that are missing, unexpected, of a wrong shape or not finite,
     SetupError for a device that torch cannot use.
@@ -50,7 +51,9 @@ class TorchScriptEngine:
         wavenet = _wavenet(weights, blocks=blocks, layers=layers, kernel_size=kernel_size, hop=hop)
         self._incremental = IncrementalWaveNet(wavenet).to(self.device)
         self._step = scripted(self._incremental)
-        self._width = len(wavenet.layers) * 2 * self._incremental.gate
+        projected = len(wavenet.layers) * 2 * self._incremental.gate
+        channels = wavenet.gated_layers[0].condition.in_features
+        self._width = channels if hop == 1 else projected
         self.levels = wavenet.levels
         self.hop = hop
 
@@ -87,10 +90,8 @@ class TorchScriptEngine:
     ) -> tuple[Tensor, Tensor, _State]:
         assert isinstance(state, tuple)
         lanes, samples = uniforms.shape
-        frames, rest = divmod(samples, self.hop)
-        assert rest == 0, f"{samples} samples are not whole frames of {self.hop}"
         assert lanes == len(state[0]), (lanes, len(state[0]))
-        expected = (lanes, frames + 1, self._width)
+        expected = (lanes, conditioning_steps(samples, self.hop), self._width)
         assert conditioning.shape == expected, (conditioning.shape, expected)
         with torch.inference_mode():
             codes, logits, after = self._step(
@@ -150,14 +151,15 @@ def _wavenet(
         residual_channels=residual,
         gate_channels=gates // 2,
         skip_channels=shape("skip.weight")[0],
-        conditioning_channels=1,  # projecting is the exported conditioner's
+        # With hop > 1 projecting is the exported conditioner's.
+        conditioning_channels=shape("layers.0.condition.weight")[1] if hop == 1 else 1,
         blocks=blocks,
         layers=layers,
         kernel_size=kernel_size,
         hop=hop,
     )
-    wanted = {k: v for k, v in network.state_dict().items() if ".condition." not in k}
-    given = {k: v for k, v in weights.items() if ".condition." not in k}
+    wanted = {k: v for k, v in network.state_dict().items() if hop == 1 or ".condition." not in k}
+    given = {k: v for k, v in weights.items() if hop == 1 or ".condition." not in k}
     for name in sorted(wanted.keys() | given.keys()):
         if name not in given:
             raise ModelError(f"the model lacks the tensor {name}.")

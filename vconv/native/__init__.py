@@ -24,7 +24,7 @@ from vconv.errors import SetupError
 
 __all__ = ["Shape", "Weights", "load"]
 
-_VERSION = 1  # VCONV_SAMPLER_VERSION of the sampler.h beside this file
+_VERSION = 2  # VCONV_SAMPLER_VERSION of the sampler.h beside this file
 
 _FLOATS = POINTER(c_float)
 _CODES = POINTER(c_int16)
@@ -35,7 +35,7 @@ class Shape(ctypes.Structure):
 
     _fields_: ClassVar = [
         (name, c_uint32)
-        for name in "levels residual gate skip blocks layers kernel_size hop".split()
+        for name in "levels residual gate skip blocks layers kernel_size hop conditioning".split()
     ]
 
 
@@ -53,6 +53,8 @@ class Weights(ctypes.Structure):
         ("hidden_bias", _FLOATS),
         ("logits_weight", _FLOATS),
         ("logits_bias", _FLOATS),
+        ("condition_weight", POINTER(_FLOATS)),
+        ("condition_bias", POINTER(_FLOATS)),
     ]
 
 

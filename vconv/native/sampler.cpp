@@ -46,7 +46,8 @@ bool possible(const vconv_wavenet_shape& s) {
     return within(s.levels, kMaxLevels) && within(s.residual, kMaxChannels) &&
            within(s.gate, kMaxChannels) && within(s.skip, kMaxChannels) &&
            within(s.blocks, kMaxBlocks) && within(s.layers, kMaxLayers) && s.kernel_size >= 2 &&
-           s.kernel_size <= kMaxKernel && s.hop >= 1;
+           s.kernel_size <= kMaxKernel && s.hop >= 1 &&
+           (s.hop > 1 || within(s.conditioning, kMaxChannels));
 }
 
 // The name of the first tensor that is missing (count 0) or not finite (how many numbers), or "".
@@ -84,6 +85,14 @@ Fault find_fault(const vconv_wavenet_shape& s, const vconv_wavenet_weights& w) {
             const float* bias = w.residual_bias == nullptr ? nullptr : w.residual_bias[l];
             if (bad(layer + ".residual.weight", weight, R * G) ||
                 bad(layer + ".residual.bias", bias, R)) {
+                return fault;
+            }
+        }
+        if (s.hop == 1) {
+            const float* weight = w.condition_weight == nullptr ? nullptr : w.condition_weight[l];
+            const float* bias = w.condition_bias == nullptr ? nullptr : w.condition_bias[l];
+            if (bad(layer + ".condition.weight", weight, 2 * G * s.conditioning) ||
+                bad(layer + ".condition.bias", bias, 2 * G)) {
                 return fault;
             }
         }

@@ -1,9 +1,10 @@
 /* The WaveNet sampler of vconv: a small, plain C interface.
  *
- * Legend: Q levels, R residual, G gate and S skip channels, L = blocks * layers gated layers, k
- * taps, B lanes (independent streams generated together), T samples of one call, hop samples a
- * frame. Layer l has dilation 2^(l mod layers). Matrices are row-major [outputs, inputs], floats
- * are IEEE binary32. The network, from the previous code to the logits of the next one:
+ * Legend: Q levels, R residual, G gate, S skip and C conditioning channels, L = blocks * layers
+ * gated layers, k taps, B lanes (independent streams generated together), T samples of one call,
+ * hop samples a frame. Layer l has dilation 2^(l mod layers). Matrices are row-major [outputs,
+ * inputs], floats are IEEE binary32. The network, from the previous code to the logits of the next
+ * one:
  *
  *   x = embedding[code]
  *   for each layer:
@@ -13,8 +14,10 @@
  *   y = relu(skip_weight [z_0 .. z_L-1] + skip_bias)
  *   logits = logits_weight relu(hidden_weight y + hidden_bias) + logits_bias
  *
- * c is the conditioning, given once a frame as P and interpolated linearly: sample r of frame j has
- * c = P[j] + (r / hop) * (P[j+1] - P[j]).
+ * c is the conditioning. With hop > 1 it is given projected for every layer, once a frame as P, and
+ * interpolated linearly: sample r of frame j has c = P[j] + (r / hop) * (P[j+1] - P[j]). With hop 1
+ * it is given as C channels of every sample, which each layer projects:
+ * c[t] = condition_weight channels[t] + condition_bias.
  *
  * Nothing is global: a sampler is constant after its creation and may serve any number of threads,
  * each with a state of its own. No function throws; those that can fail return a vconv_status.
@@ -38,7 +41,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a function, structure or status below changes its meaning. */
-#define VCONV_SAMPLER_VERSION 1
+#define VCONV_SAMPLER_VERSION 2
 
 typedef enum vconv_status {
     VCONV_OK = 0,
@@ -48,17 +51,20 @@ typedef enum vconv_status {
     VCONV_BAD_STATE = 4,    /* not a state of this sampler for this many lanes */
     VCONV_BAD_ARGUMENT = 5, /* samples not whole frames, temperature < 0 or NaN, code >= Q .. */
     VCONV_OUT_OF_MEMORY = 6,
-    VCONV_NOT_FINITE = 7 /* the logits became NaN or infinite; the state is lost */
+    /* the logits became NaN or infinite, or channels of the conditioning are; the state is lost */
+    VCONV_NOT_FINITE = 7
 } vconv_status;
 
 typedef struct vconv_wavenet_shape {
     uint32_t levels, residual, gate, skip; /* Q, R, G, S */
     uint32_t blocks, layers, kernel_size;  /* L = blocks * layers; k >= 2 */
     uint32_t hop;                          /* samples per conditioning frame, >= 1 */
+    uint32_t conditioning;                 /* C; read with hop 1 only */
 } vconv_wavenet_shape;
 
 /* Read during vconv_sampler_create only. The arrays of pointers hold one tensor per layer; the last
- * layer has no residual output, so its two entries are not read. */
+ * layer has no residual output, so its two entries are not read. The condition tensors are read
+ * with hop 1 only. */
 typedef struct vconv_wavenet_weights {
     const float* embedding;                   /* [Q, R] */
     const float* const* dilated;              /* L x [2G, k * R], oldest tap first */
@@ -67,6 +73,8 @@ typedef struct vconv_wavenet_weights {
     const float *skip_weight, *skip_bias;     /* [S, L * G], [S] */
     const float *hidden_weight, *hidden_bias; /* [S, S], [S] */
     const float *logits_weight, *logits_bias; /* [Q, S], [Q] */
+    const float* const* condition_weight;     /* L x [2G, C] */
+    const float* const* condition_bias;       /* L x [2G] */
 } vconv_wavenet_weights;
 
 typedef struct vconv_sampler vconv_sampler;
@@ -99,7 +107,8 @@ VCONV_API vconv_status vconv_sampler_state_init(const vconv_sampler* sampler, vo
                                                 size_t lanes);
 
 /* Generates n_samples = T of every lane, or follows forced codes; T is F frames, F * hop.
- *   conditioning  [B, F + 1, L * 2G], layer by layer, within a layer the G tanh rows first
+ *   conditioning  [B, F + 1, L * 2G], layer by layer, within a layer the G tanh rows first; with
+ *                 hop 1 [B, T, C]
  *   uniforms      [B, T] in [0, 1), or NULL where nothing is drawn (forced, or temperature 0)
  *   temperature   0: the most likely code; otherwise drawn from softmax(logits / temperature), the
  *                 smallest code whose cumulative weight exceeds uniform * total weight

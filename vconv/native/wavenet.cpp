@@ -64,10 +64,11 @@ WaveNet::WaveNet(const vconv_wavenet_shape& shape, const vconv_wavenet_weights& 
       // In the order in which a step reads it, so that it streams.
       weights_([&] {
           const std::size_t layers = std::size_t{shape.blocks} * shape.layers;
-          const std::size_t layer = 2 * gate_ * shape.kernel_size * shape.residual +
+          const std::size_t condition = projects() ? 2 * gate_ * (shape.conditioning + 1) : 0;
+          const std::size_t layer = condition + 2 * gate_ * shape.kernel_size * shape.residual +
                                     (residual_ + skip_) * shape.gate + residual_;
           return shape.levels * residual_ + layers * layer + (skip_ + levels_) * shape.skip +
-                 2 * skip_ + levels_ + kCacheLine * ((shape.kernel_size + 2) * layers + 8);
+                 2 * skip_ + levels_ + kCacheLine * ((shape.kernel_size + 4) * layers + 8);
       }()) {
     float* next = weights_.data();
     const auto take = [&next](std::size_t count) {
@@ -94,6 +95,17 @@ WaveNet::WaveNet(const vconv_wavenet_shape& shape, const vconv_wavenet_weights& 
     for (std::size_t l = 0; l < layers_.size(); ++l) {
         Layer& layer = layers_[l];
         layer.dilation = std::size_t{1} << (l % shape.layers);
+        if (projects()) {
+            const std::size_t channels = shape.conditioning;
+            Dense dense(2 * gate_, channels);
+            dense.place(0, gate, weights.condition_weight[l], channels);
+            dense.place(gate_, gate, weights.condition_weight[l] + gate * channels, channels);
+            layer.condition = matrix(dense);
+            float* bias = take(2 * gate_);
+            std::copy_n(weights.condition_bias[l], gate, bias);
+            std::copy_n(weights.condition_bias[l] + gate, gate, bias + gate_);
+            layer.condition_bias = bias;
+        }
         for (std::size_t j = 0; j < taps; ++j) {
             const float* tap = weights.dilated[l] + j * residual;
             Dense dense(2 * gate_, residual);
@@ -127,7 +139,8 @@ WaveNet::WaveNet(const vconv_wavenet_shape& shape, const vconv_wavenet_weights& 
 
 std::uint64_t WaveNet::multiply_adds() const {
     const std::uint64_t R = shape_.residual, G = shape_.gate, S = shape_.skip, L = layers_.size();
-    return L * 2 * G * R * shape_.kernel_size + (L - 1) * R * G + L * S * G + S * S +
+    const std::uint64_t C = projects() ? shape_.conditioning : 0;
+    return L * 2 * G * (R * shape_.kernel_size + C) + (L - 1) * R * G + L * S * G + S * S +
            S * shape_.levels;
 }
 
@@ -153,24 +166,31 @@ struct WaveNet::Place {
 
 // What a run need not hand on to the next.
 struct WaveNet::Workspace {
+    const Job& job;
     std::size_t lanes;
-    std::size_t sample = 0;  // in the frame
+    std::size_t segment;     // samples whose conditioning is at hand: the run's or a frame's
+    std::size_t sample = 0;  // in the segment
     std::vector<Place> places;
     Floats memory;
-    float* stream;  // [lane, x | skip]
-    float* z;       // [lane, G']
-    float* hidden;  // [lane, S']
-    float* logits;  // [lane, Q']
-    float* base;    // [lane, layer, 2G'] conditioning at the start of the frame
-    float* slope;   // and its change until the next
+    float* stream;    // [lane, x | skip]
+    float* z;         // [lane, G']
+    float* hidden;    // [lane, S']
+    float* logits;    // [lane, Q']
+    float* channels;  // [sample of a block, lane, C] with hop 1
+    float* base;      // else [lane, layer, 2G'] conditioning at the start of the frame
+    float* slope;     // and its change until the next
 
-    Workspace(const WaveNet& net, std::size_t lanes, std::uint64_t position, float* contexts)
-        : lanes(lanes), memory([&] {
-              std::size_t width = net.residual_ + 2 * net.skip_ + net.gate_ + net.levels_;
+    Workspace(const WaveNet& net, const Job& job, std::uint64_t position, float* contexts)
+        : job(job),
+          lanes(job.lanes),
+          segment(net.projects() ? job.samples : net.shape_.hop),
+          memory([&] {
+              std::size_t width = net.residual_ + 2 * net.skip_ + net.gate_ + net.levels_ +
+                                  longest_block() * net.channels();
               for (const Layer& layer : net.layers_) {
-                  width += (block_of(layer) + 2) * 2 * net.gate_;
+                  width += (block_of(layer) + (net.projects() ? 0 : 2)) * 2 * net.gate_;
               }
-              return lanes * width + (net.layers_.size() + 6) * kCacheLine;
+              return lanes * width + (net.layers_.size() + 7) * kCacheLine;
           }()) {
         float* next = memory.data();
         const auto take = [&next](std::size_t count) {
@@ -182,8 +202,10 @@ struct WaveNet::Workspace {
         z = take(lanes * net.gate_);
         hidden = take(lanes * net.skip_);
         logits = take(lanes * net.levels_);
-        base = take(lanes * net.layers_.size() * 2 * net.gate_);
-        slope = take(lanes * net.layers_.size() * 2 * net.gate_);
+        const std::size_t frame = net.projects() ? 0 : lanes * net.layers_.size() * 2 * net.gate_;
+        base = take(frame);
+        slope = take(frame);
+        channels = take(lanes * longest_block() * net.channels());
         for (const Layer& layer : net.layers_) {
             const std::size_t block = block_of(layer);
             places.push_back({contexts, position % layer.reach(),
@@ -193,9 +215,11 @@ struct WaveNet::Workspace {
         }
     }
 
+    std::size_t longest_block() const { return std::max<std::size_t>(1, kPastColumns / lanes); }
+
     // No longer than the dilation: all that the past taps of a block see came before the block.
     std::size_t block_of(const Layer& layer) const {
-        return std::min(std::max<std::size_t>(1, kPastColumns / lanes), layer.dilation);
+        return std::min(longest_block(), layer.dilation);
     }
 };
 
@@ -203,12 +227,16 @@ struct WaveNet::Workspace {
 
 bool WaveNet::run(const Job& job, std::uint64_t& position, std::int32_t* previous,
                   float* contexts) const {
-    Workspace work(*this, job.lanes, position, contexts);
+    // A gate maps an infinite projection to a finite number, so it would never be seen later.
+    if (!finite(job.conditioning, job.lanes * job.samples * channels())) {
+        return false;
+    }
+    Workspace work(*this, job, position, contexts);
     const std::size_t stride = residual_ + skip_;
     for (std::size_t sample = 0; sample < job.samples; ++sample) {
-        work.sample = sample % shape_.hop;
-        if (work.sample == 0) {
-            enter_frame(job, sample / shape_.hop, work);
+        work.sample = sample % work.segment;
+        if (work.sample == 0 && !projects()) {
+            enter_frame(sample / shape_.hop, work);
         }
         for (std::size_t lane = 0; lane < job.lanes; ++lane) {
             float* x = work.stream + lane * stride;
@@ -221,7 +249,7 @@ bool WaveNet::run(const Job& job, std::uint64_t& position, std::int32_t* previou
         if (job.forced == nullptr || job.logits != nullptr) {
             output_step(work);
         }
-        if (!choose(job, sample, previous, work)) {
+        if (!choose(sample, previous, work)) {
             return false;
         }
     }
@@ -229,10 +257,10 @@ bool WaveNet::run(const Job& job, std::uint64_t& position, std::int32_t* previou
     return true;
 }
 
-void WaveNet::enter_frame(const Job& job, std::size_t frame, Workspace& work) const {
-    const std::size_t halves = layers_.size() * 2, frames = job.samples / shape_.hop;
-    for (std::size_t lane = 0; lane < job.lanes; ++lane) {
-        const float* now = job.conditioning + (lane * (frames + 1) + frame) * halves * shape_.gate;
+void WaveNet::enter_frame(std::size_t frame, Workspace& work) const {
+    const std::size_t halves = layers_.size() * 2, steps = work.job.samples / shape_.hop + 1;
+    for (std::size_t lane = 0; lane < work.lanes; ++lane) {
+        const float* now = work.job.conditioning + (lane * steps + frame) * halves * shape_.gate;
         const float* then = now + halves * shape_.gate;
         for (std::size_t half = 0; half < halves; ++half) {
             float* base = work.base + (lane * halves + half) * gate_;
@@ -245,10 +273,9 @@ void WaveNet::enter_frame(const Job& job, std::size_t frame, Workspace& work) co
     }
 }
 
-// h of the block's samples as far as the past decides it: conditioning and all taps but the last.
-void WaveNet::prepare_past(const Layer& layer, const Place& place, const Workspace& work) const {
+// The conditioning of the block's samples, between two frames.
+void WaveNet::interpolate(const Place& place, std::size_t count, const Workspace& work) const {
     const std::size_t lanes = work.lanes, width = 2 * gate_;
-    const std::size_t count = std::min(place.block, shape_.hop - work.sample);
     for (std::size_t i = 0; i < count; ++i) {
         const float fraction = static_cast<float>(work.sample + i) / static_cast<float>(shape_.hop);
         for (std::size_t lane = 0; lane < lanes; ++lane) {
@@ -256,6 +283,34 @@ void WaveNet::prepare_past(const Layer& layer, const Place& place, const Workspa
             kernels_.interpolate(width, work.base + at, work.slope + at, fraction,
                                  place.past + (i * lanes + lane) * width);
         }
+    }
+}
+
+// The conditioning of the block's samples, from their channels.
+void WaveNet::project(const Layer& layer, const Place& place, std::size_t count,
+                      const Workspace& work) const {
+    const std::size_t lanes = work.lanes, width = 2 * gate_;
+    for (std::size_t i = 0; i < count; ++i) {
+        for (std::size_t lane = 0; lane < lanes; ++lane) {
+            const std::size_t at = lane * work.job.samples + work.sample + i;
+            const std::size_t column = i * lanes + lane;
+            std::copy_n(work.job.conditioning + at * channels(), channels(),
+                        work.channels + column * channels());
+            std::copy_n(layer.condition_bias, width, place.past + column * width);
+        }
+    }
+    kernels_.accumulate(layer.condition, work.channels, channels(), place.past, width,
+                        count * lanes);
+}
+
+// h of the block's samples as far as the past decides it: conditioning and all taps but the last.
+void WaveNet::prepare_past(const Layer& layer, const Place& place, const Workspace& work) const {
+    const std::size_t lanes = work.lanes, width = 2 * gate_;
+    const std::size_t count = std::min(place.block, work.segment - work.sample);
+    if (projects()) {
+        project(layer, place, count, work);
+    } else {
+        interpolate(place, count, work);
     }
     const std::size_t slots = layer.reach();
     for (std::size_t j = 0; j + 1 < layer.taps.size(); ++j) {
@@ -310,8 +365,8 @@ void WaveNet::output_step(Workspace& work) const {
 }
 
 // Hands out the logits, and takes the forced code or draws one. False: a logit is not finite.
-bool WaveNet::choose(const Job& job, std::size_t sample, std::int32_t* previous,
-                     Workspace& work) const {
+bool WaveNet::choose(std::size_t sample, std::int32_t* previous, Workspace& work) const {
+    const Job& job = work.job;
     for (std::size_t lane = 0; lane < job.lanes; ++lane) {
         const std::size_t at = lane * job.samples + sample;
         float* logits = work.logits + lane * levels_;

@@ -44,8 +44,8 @@ class WaveNet {
     const Kernels& kernels() const { return kernels_; }
     const vconv_wavenet_shape& shape() const { return shape_; }
 
-    // Advances `position`, the previous codes [lanes] and the contexts. False: a logit was not
-    // finite. Throws std::bad_alloc before it changes anything.
+    // Advances `position`, the previous codes [lanes] and the contexts. False: a logit or a channel
+    // of the conditioning was not finite. Throws std::bad_alloc before it changes anything.
     bool run(const Job& job, std::uint64_t& position, std::int32_t* previous,
              float* contexts) const;
 
@@ -55,17 +55,26 @@ class WaveNet {
         std::vector<Matrix> taps;              // kernel_size x [2 gate, residual], oldest first
         Matrix output;                         // gate -> [residual | skip]; the last layer: skip
         const float* residual_bias = nullptr;  // nullptr in the last layer
+        Matrix condition;                      // conditioning channels -> 2 gate; with hop 1
+        const float* condition_bias = nullptr;
 
         std::size_t reach() const { return (taps.size() - 1) * dilation; }
     };
     struct Workspace;
     struct Place;
 
-    void enter_frame(const Job& job, std::size_t frame, Workspace& work) const;
+    // With hop 1 the conditioning comes as channels.
+    bool projects() const { return shape_.hop == 1; }
+    std::size_t channels() const { return projects() ? shape_.conditioning : 0; }
+
+    void enter_frame(std::size_t frame, Workspace& work) const;
+    void interpolate(const Place& place, std::size_t count, const Workspace& work) const;
+    void project(const Layer& layer, const Place& place, std::size_t count,
+                 const Workspace& work) const;
     void prepare_past(const Layer& layer, const Place& place, const Workspace& work) const;
     void layer_step(const Layer& layer, Place& place, Workspace& work) const;
     void output_step(Workspace& work) const;
-    bool choose(const Job& job, std::size_t sample, std::int32_t* previous, Workspace& work) const;
+    bool choose(std::size_t sample, std::int32_t* previous, Workspace& work) const;
 
     vconv_wavenet_shape shape_;
     const Kernels& kernels_;

@@ -1,6 +1,6 @@
 """The WaveNet's generating loop, one sample after another, as a scriptable module.
 
-B lanes, T samples, n frames (T = n * hop), L layers, G gate channels, R residual channels,
+B lanes, T samples, F conditioning steps, L layers, G gate, R residual and C conditioning channels,
 Q levels, k taps, P rows of the ring buffers (the sum of all reaches).
 
 A step is dominated by the cost of launching operations, not by their arithmetic: 80 of them for
@@ -22,8 +22,65 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .wavenet import WaveNet
+
+
+class Interpolation(nn.Module):
+    """Conditioning of a frame's samples from projections at its two ends (hop > 1).
+
+    ``scale`` [2G] and ``constant`` [L, 1, 2G] are ``IncrementalWaveNet``'s.
+    """
+
+    scale: Tensor
+    constant: Tensor
+
+    def __init__(self, hop: int, scale: Tensor, constant: Tensor) -> None:
+        super().__init__()
+        self.block = hop
+        _keep(self, "scale", scale)
+        _keep(self, "constant", constant)
+
+    def forward(self, conditioning: Tensor, first: int, samples: int) -> Tensor:
+        """conditioning [B, n + 1, L * 2G], of n frames, and the first of a frame's samples ->
+        [samples, L, B, 2G]."""
+        frame = first // self.block
+        ends = conditioning[:, frame : frame + 2].unflatten(2, (len(self.constant), -1))
+        here, there = (ends.permute(1, 2, 0, 3) * self.scale + self.constant).unbind(0)
+        ramp = torch.arange(samples, device=here.device)[:, None, None, None] / self.block
+        return torch.addcmul(here, there - here, ramp)
+
+
+class Projection(nn.Module):
+    """Conditioning of a block of samples from its channels (hop 1), for all layers at once.
+
+    At the sample rate the projections are L * 2G numbers a sample (14,720 in the paper's network),
+    so only a block is ever there. The product is always one of a whole block: a matrix product's
+    bits depend on its size, and a stream's must not depend on where it is cut.
+    """
+
+    weight: Tensor  # [C, L * 2G]
+    bias: Tensor  # [L * 2G]
+
+    def __init__(self, wavenet: WaveNet, scale: Tensor, constant: Tensor) -> None:
+        super().__init__()
+        self.block = 64  # as fast as longer ones, and the projections stay in a cache
+        layers = wavenet.gated_layers
+        self.count = len(layers)
+        weights = torch.stack([layer.condition.weight * scale[:, None] for layer in layers])
+        biases = torch.stack([layer.condition.bias * scale for layer in layers])
+        _keep(self, "weight", weights.flatten(0, 1).T)
+        _keep(self, "bias", (biases + constant[:, 0]).flatten())
+
+    def forward(self, conditioning: Tensor, first: int, samples: int) -> Tensor:
+        """conditioning [B, T, C], of which ``samples`` <= block from ``first`` on ->
+        [samples, L, B, 2G]."""
+        channels = conditioning[:, first : first + samples]
+        channels = functional.pad(channels, [0, 0, 0, self.block - samples])
+        projected = torch.addmm(self.bias, channels.flatten(0, 1), self.weight)
+        lanes: Tensor = projected.unflatten(0, (-1, self.block)).unflatten(2, (self.count, -1))
+        return lanes.permute(1, 2, 0, 3)[:samples]
 
 
 class IncrementalWaveNet(nn.Module):
@@ -38,8 +95,6 @@ class IncrementalWaveNet(nn.Module):
     past: Tensor  # [k - 1, L, R, 2G]: oldest tap first
     present: Tensor  # [L, R, 2G]
     bias_sum: Tensor  # [L, R]: what the residual path leaves out
-    constant: Tensor  # [L, 1, 2G]: what that amounts to after the dilated convolution
-    scale: Tensor  # [2G]: 2 for the filter, 1 for the gate
     embedding: Tensor  # [Q, R]
     skip_weight: Tensor
     skip_bias: Tensor
@@ -63,7 +118,7 @@ class IncrementalWaveNet(nn.Module):
         width = wavenet.embedding.embedding_dim
         self.width = width
 
-        scale = torch.ones(2 * self.gate)
+        scale = torch.ones(2 * self.gate)  # 2 for the filter, 1 for the gate
         scale[: self.gate] = 2
         taps = torch.stack([layer.dilated.weight.T * scale for layer in layers])
         taps = taps.unflatten(1, (self.taps + 1, width))
@@ -73,19 +128,24 @@ class IncrementalWaveNet(nn.Module):
             if layer.residual is not None:
                 residual[index] = -layer.residual.weight.detach().T
                 bias_sum[index + 1] = bias_sum[index] + layer.residual.bias.detach()
-        self._keep("scale", scale)
-        self._keep("past", taps[:, :-1].transpose(0, 1))
-        self._keep("present", taps[:, -1])
-        self._keep("residual", residual)
-        self._keep("bias_sum", bias_sum)
-        self._keep("constant", torch.einsum("lr,lkrg->lg", bias_sum, taps)[:, None])
-        self._keep("embedding", wavenet.embedding.weight)
-        self._keep("skip_weight", -wavenet.skip.weight.T)
-        self._keep("skip_bias", wavenet.skip.bias)
-        self._keep("hidden_weight", wavenet.hidden.weight.T)
-        self._keep("hidden_bias", wavenet.hidden.bias)
-        self._keep("logits_weight", wavenet.logits.weight.T)
-        self._keep("logits_bias", wavenet.logits.bias)
+        # What the biases' sum amounts to after the dilated convolution. [L, 1, 2G]
+        constant = torch.einsum("lr,lkrg->lg", bias_sum, taps)[:, None]
+        self.conditioning = (
+            Projection(wavenet, scale, constant)
+            if wavenet.hop == 1
+            else Interpolation(wavenet.hop, scale, constant)
+        )
+        _keep(self, "past", taps[:, :-1].transpose(0, 1))
+        _keep(self, "present", taps[:, -1])
+        _keep(self, "residual", residual)
+        _keep(self, "bias_sum", bias_sum)
+        _keep(self, "embedding", wavenet.embedding.weight)
+        _keep(self, "skip_weight", -wavenet.skip.weight.T)
+        _keep(self, "skip_bias", wavenet.skip.bias)
+        _keep(self, "hidden_weight", wavenet.hidden.weight.T)
+        _keep(self, "hidden_bias", wavenet.hidden.bias)
+        _keep(self, "logits_weight", wavenet.logits.weight.T)
+        _keep(self, "logits_bias", wavenet.logits.bias)
 
         dilation = torch.tensor([layer.dilation for layer in layers])
         reach = dilation * self.taps
@@ -94,12 +154,9 @@ class IncrementalWaveNet(nn.Module):
         # The tap that lies k - 1 - j dilations back, for every j < k - 1, then every layer. The
         # oldest (j = 0) is in the row that the present input will take.
         lags = torch.arange(self.taps, 0, -1)[:, None] * dilation
-        self._keep("row_lag", lags.flatten())
-        self._keep("row_start", (reach.cumsum(0) - reach).repeat(self.taps))
-        self._keep("row_count", reach.repeat(self.taps))
-
-    def _keep(self, name: str, tensor: Tensor) -> None:
-        self.register_buffer(name, tensor.detach().clone().contiguous())
+        _keep(self, "row_lag", lags.flatten())
+        _keep(self, "row_start", (reach.cumsum(0) - reach).repeat(self.taps))
+        _keep(self, "row_count", reach.repeat(self.taps))
 
     def initial_state(self, lanes: int) -> tuple[Tensor, Tensor, Tensor]:
         """The state after silence: all contexts zero."""
@@ -120,29 +177,25 @@ class IncrementalWaveNet(nn.Module):
         forced: Tensor | None,
         state: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """conditioning [B, n + 1, L * 2G] (projected for every layer), uniforms [B, T] -> (codes
-        [B, T] int64, logits, state).
+        """conditioning [B, n + 1, L * 2G] of n frames (projected for every layer), with hop 1
+        [B, T, C], and uniforms [B, T] -> (codes [B, T] int64, logits, state).
 
         With ``forced`` codes [B, T] these are followed instead of drawn, and the logits [B, T, Q]
         that predicted each are returned; else they are [B, 0, Q]. Temperature 0 takes the most
         likely code.
         """
         lanes, samples = uniforms.shape
-        count, gate, hop = self.count, self.gate, self.hop
+        count, gate, block = self.count, self.gate, self.conditioning.block
         code, contexts, position = state
         contexts = contexts.clone()
-        # [n + 1, L, B, 2G]
-        frames = conditioning.unflatten(2, (count, 2 * gate)).permute(1, 2, 0, 3)
-        frames = frames * self.scale + self.constant
-        ramp = torch.arange(hop, device=frames.device)[:, None, None, None] / hop
-        time = position + torch.arange(samples, device=frames.device)[:, None]
+        time = position + torch.arange(samples, device=conditioning.device)[:, None]
         rows = self.row_start + (time - self.row_lag) % self.row_count
         uniforms = uniforms.t()[:, :, None].contiguous()
 
         # Places for one step's results, and the views of them that each layer writes.
-        inputs = frames.new_empty([count, lanes, self.width])
-        hidden = frames.new_empty([count, lanes, 2 * gate])
-        gated = frames.new_empty([lanes, count * gate])
+        inputs = conditioning.new_empty([count, lanes, self.width])
+        hidden = conditioning.new_empty([count, lanes, 2 * gate])
+        gated = conditioning.new_empty([lanes, count * gate])
         x, h, z = inputs.unbind(0), hidden.unbind(0), gated.chunk(count, dim=1)
         p, q = hidden[:, :, :gate].unbind(0), hidden[:, :, gate:].unbind(0)
         past, present = self.past.unbind(0), self.present.unbind(0)
@@ -150,13 +203,12 @@ class IncrementalWaveNet(nn.Module):
 
         codes: list[Tensor] = []
         logits: list[Tensor] = []
-        for frame in range(samples // hop):
-            first = frame * hop
-            here, there = frames[frame], frames[frame + 1]
-            projected = torch.addcmul(here, there - here, ramp).unbind(0)
-            rows_read = rows[first : first + hop].unbind(0)
-            draws = uniforms[first : first + hop].unbind(0)
-            for step in range(hop):
+        for first in range(0, samples, block):
+            here = min(block, samples - first)
+            projected = self.conditioning(conditioning, first, here).unbind(0)
+            rows_read = rows[first : first + here].unbind(0)
+            draws = uniforms[first : first + here].unbind(0)
+            for step in range(here):
                 earlier = contexts.index_select(0, rows_read[step])
                 torch.baddbmm(projected[step], earlier[:count], past[0], out=hidden)
                 for j in range(1, self.taps):
@@ -186,10 +238,14 @@ class IncrementalWaveNet(nn.Module):
                     found = torch.searchsorted(cumulative, draws[step], right=True)
                     code = found.clamp_max_(self.levels - 1).view(-1)
                 codes.append(code)
-        scores = frames.new_empty([lanes, 0, self.levels])
+        scores = conditioning.new_empty([lanes, 0, self.levels])
         if forced is not None:
             scores = torch.stack(logits, 1)
         return torch.stack(codes, 1), scores, (code, contexts, (position + samples) % self.period)
+
+
+def _keep(module: nn.Module, name: str, tensor: Tensor) -> None:
+    module.register_buffer(name, tensor.detach().clone().contiguous())
 
 
 def scripted(module: nn.Module) -> torch.jit.ScriptModule:
