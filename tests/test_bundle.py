@@ -18,11 +18,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load, save
 
-from tiny_model import CONFIG, SPEAKERS, exported, random_tensors, reseal
+from tiny_model import CONFIG, MEMBERS, SPEAKERS, config_of, exported, random_tensors, reseal
 from vconv.bundle import REQUIRED, Bundle, find_model, known_models
 from vconv.config import ModelConfig
 from vconv.errors import ModelError, SetupError, UsageError
-from vconv.manifest import GeometryInfo, build_geometry
+from vconv.geometry import Geometry, Span
+from vconv.manifest import GeometryInfo
 from vconv.onnxfile import graph_tensors
 from vconv.weights import expected_shapes
 
@@ -77,13 +78,11 @@ def test_the_digest_is_that_of_the_file_with_the_digest_blank(whole: Path) -> No
 @pytest.mark.parametrize(
     "config",
     [
-        CONFIG.model,
+        *(config_of(member).model for member in MEMBERS),
         ModelConfig(),
-        ModelConfig.model_validate(
-            {"decoder": {"kernel_size": 3, "blocks": 1, "gate_channels": 3}}
-        ),
+        ModelConfig.model_validate({"decoder": {"blocks": 1, "gate_channels": 3}}),
     ],
-    ids=["tiny", "default", "kernel-3"],
+    ids=[*MEMBERS, "default", "odd"],
 )
 def test_expected_shapes_are_those_of_the_eager_network(config: ModelConfig) -> None:
     from vconv.nn.autoencoder import build_autoencoder
@@ -92,10 +91,9 @@ def test_expected_shapes_are_those_of_the_eager_network(config: ModelConfig) -> 
     assert expected_shapes(config, 4) == {name: tuple(t.shape) for name, t in state.items()}
 
 
-@pytest.mark.parametrize("kernel_size", [2, 3])
-def test_the_manifest_s_lengths_are_the_geometry_s(kernel_size: int) -> None:
-    config = ModelConfig.model_validate({"decoder": {"kernel_size": kernel_size}})
-    geometry = build_geometry(config)
+@pytest.mark.parametrize("member", MEMBERS)
+def test_the_manifest_s_lengths_are_the_geometry_s(member: str) -> None:
+    geometry = Geometry.of(**config_of(member).model.geometry)
     info = GeometryInfo.of(geometry, 16000)
     for samples in (320, 640, 6400, 16000):
         plan = geometry.plan(samples)
@@ -106,6 +104,47 @@ def test_the_manifest_s_lengths_are_the_geometry_s(kernel_size: int) -> None:
         assert plan.steps == samples // info.conditioning_hop + info.chunk.extra_steps
         assert plan.made == info.steps_per_unit * plan.units - info.steps_lost
         assert plan.skip == info.chunk.skip
+    for wav in (info.encoder_window, info.encoder_window + 12345):
+        units = len(geometry.encoder.outputs(Span(0, wav)))
+        assert units == (wav - info.encoder_window) // info.unit_hop + 1
+
+
+@pytest.mark.parametrize(
+    ("member", "units"),
+    [
+        ("vq", ("vq", 16, 6, 200.0, 50)),
+        ("fsq", ("fsq", 60, 3, pytest.approx(50 * np.log2(60)), 50)),
+        ("ae", ("ae", None, 6, None, 50)),
+        ("vae", ("vae", None, 6, None, 50)),
+        ("inverter", ("features", None, 80, None, 100)),
+        ("transposed_inverter", ("features", None, 39, None, 100)),
+    ],
+)
+def test_the_manifest_says_what_a_unit_is(member: str, units: tuple[object, ...]) -> None:
+    bundle = Bundle.open(exported(member))
+    manifest, found = bundle.manifest, bundle.manifest.bottleneck
+    said = (found.kind, found.codebook_size, found.dim, found.bits_per_second, manifest.unit_rate)
+    assert said == units
+    codebook = bundle.codebook
+    assert (None if codebook is None else codebook.shape) == (units[1] and (units[1], units[2]))
+
+
+def test_a_bundle_of_the_first_format_says_the_same_as_ever() -> None:
+    """Its manifest lacks every key that came later."""
+    folder = Path(__file__).parent / "export" / "format-1"
+    written = json.loads((folder / "manifest.json").read_bytes())
+    assert written["format_version"] == 1
+    assert "kind" not in written["model"]
+    bundle = Bundle.open(folder)
+    assert bundle.manifest.format_version == 1
+    assert bundle.manifest.geometry.model_dump() == written["geometry"]
+    assert bundle.manifest.bottleneck.model_dump() == written["bottleneck"]
+    assert bundle.codebook is not None
+    assert bundle.codebook.shape == (16, 6)
+    assert bundle.pitch_prior is None
+    codes, latents, pitch = bundle.encoder()(np.zeros((2, 6000), np.float32))
+    np.testing.assert_array_equal(latents, bundle.codebook[codes])
+    assert pitch.shape == (2, 11, 0)
 
 
 # Damage
@@ -187,12 +226,13 @@ def write_manifest(bundle: Path, values: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format_version": 2}, "format version 2 cannot be read; this vconv reads 1; update"),
+        ({"format_version": 3}, "format version 3 cannot be read; this vconv reads 1, 2; update"),
         ({"format_version": "1"}, "format version '1' cannot be read"),
         ({"format_version": None}, "format version None"),
         ({"speakers": []}, "speakers"),
         ({"speakers": ["ada", "ada", "carl"]}, "'ada' occurs twice"),
         ({"sample_rate": 22050}, "sample_rate does not follow"),
+        ({"unit_rate": 100.0}, "unit_rate does not follow"),
         ({"name": 7}, "name"),
         ({"surprise": 1}, "surprise"),
         ({"files": {}}, "lists no encoder.onnx"),
@@ -308,18 +348,45 @@ def test_a_speaker_table_of_another_size_is_refused(bundle: Path) -> None:
 # Graphs
 
 
-def test_sessions_run_with_any_batch_and_length(whole: Path) -> None:
-    bundle = Bundle.open(whole)
+@pytest.mark.parametrize(
+    ("member", "latents", "pitch", "width"),
+    [
+        ("vq", 6, 0, 8 * 2 * 6),
+        ("vae", 6, 0, 8 * 2 * 6),
+        ("pitch", 6, 2, 8 * 2 * 6),
+        ("paper", 6, 0, 7),
+        ("inverter", 80, 0, 8 * 2 * 6),
+    ],
+)
+def test_sessions_run_with_any_batch_and_length(
+    member: str, latents: int, pitch: int, width: int
+) -> None:
+    bundle = Bundle.open(exported(member))
     info = bundle.manifest.geometry
     encoder, conditioner = bundle.encoder(), bundle.conditioner()
     for batch, samples in ((1, info.encoder_window), (3, info.encoder_window + 5 * 320 + 7)):
-        codes, latents = encoder(np.zeros((batch, samples), np.float32))
+        codes, vectors, heard = encoder(np.zeros((batch, samples), np.float32))
         units = (samples - info.encoder_window) // info.unit_hop + 1
         assert codes.shape == (batch, units)
         assert codes.dtype == np.int64
-        assert latents.shape == (batch, units, 6)
-    steps = conditioner(np.zeros((2, 9, 6), np.float32), np.zeros((2, 5), np.float32))
-    assert steps.shape == (2, info.steps_per_unit * 9 - info.steps_lost, 8 * 2 * 6)
+        assert (codes.max() == -1) == (bundle.codebook is None)
+        assert vectors.shape == (batch, units, latents)
+        assert heard.shape == (batch, units, pitch)
+    steps = conditioner(np.zeros((2, 9, latents + pitch), np.float32), np.zeros((2, 5), np.float32))
+    assert steps.shape == (2, info.steps_per_unit * 9 - info.steps_lost, width)
+
+
+def test_the_encoder_of_a_model_with_pitch_tells_log2_of_hertz() -> None:
+    """A voice of 200 Hz: pulses through one resonance."""
+    bundle = Bundle.open(exported("pitch"))
+    time = np.arange(480)
+    ring = np.exp(-time / 40) * np.sin(0.25 * time)
+    voice = np.convolve((np.arange(8000) % 80 == 0) * 0.3, ring)[:8000]
+    _, _, pitch = bundle.encoder()(voice[None].astype(np.float32))
+    octave, voicing = pitch[0, 2:-2].T
+    assert (voicing == 1).all()
+    np.testing.assert_allclose(octave, np.log2(200), atol=0.01)
+    assert bundle.pitch_prior == pytest.approx(np.log2([100, 140, 250]).mean())
 
 
 @pytest.mark.parametrize("file", ["encoder.onnx", "conditioner.onnx"])
@@ -425,6 +492,14 @@ def rename_input(model: onnx.ModelProto) -> None:
 def test_other_input_names_are_refused(bundle: Path) -> None:
     change_graph(bundle, "encoder.onnx", rename_input)
     assert "its inputs are sound, expected waveform" in refusal(bundle, lambda b: b.encoder())
+
+
+def test_an_encoder_of_a_model_with_pitch_must_tell_it(tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(exported("pitch"), tmp_path / "tiny"))
+    change_graph(bundle, "encoder.onnx", lambda model: model.graph.output.pop())
+    assert "its outputs are codes, latents, expected codes, latents, pitch" in refusal(
+        bundle, lambda b: b.encoder()
+    )
 
 
 def test_a_graph_for_another_width_is_refused(bundle: Path) -> None:

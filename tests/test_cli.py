@@ -402,6 +402,50 @@ def test_speakers_lists_index_and_name(run: Run) -> None:
     assert rows[2] == {"index": 2, "name": "carl"}
 
 
+def test_pitch_is_shifted_where_the_model_is_told_it(run: Run, tmp_path: Path) -> None:
+    source = wav(tmp_path / "in.wav")
+    model = tiny_bundle("pitch")
+    made = []
+    for name, options in (("plain", []), ("low", ["--pitch", -5]), ("high", ["--pitch", "2.5"])):
+        target = tmp_path / f"{name}.wav"
+        done = run("convert", source, "-s", "bea", "-m", model, "-o", target, *options)
+        assert done.code == 0, done.err
+        made.append(target.read_bytes())
+    assert len(set(made)) == 3
+    for pitch in (25, "nan"):
+        done = run("convert", source, "-s", "bea", "-m", model, "--pitch", pitch)
+        assert done.code == 2
+        assert "-24 to 24 semitones" in one_error(done)
+
+
+def test_pitch_is_refused_before_anything_is_converted(convert: Run, tmp_path: Path) -> None:
+    a, b = wav(tmp_path / "a.wav"), wav(tmp_path / "b.wav")
+    for sources in ([a], [a, b]):
+        done = convert(*sources, "--pitch", 2)
+        assert done.code == 2
+        assert "was trained without pitch; it cannot shift it" in one_error(done)
+    assert convert(a, "--pitch", 0).code == 0
+    assert tree(tmp_path) == ["a.bea.wav", "a.wav", "b.wav"]
+
+
+@pytest.mark.parametrize(
+    ("member", "units", "pitch"),
+    [
+        ("vae", "50 a second, vae of 6 numbers\n", False),
+        ("fsq", "50 a second, fsq of 60 codes, 295.345 bit/s\n", False),
+        ("pitch", "50 a second, vq of 16 codes, 200 bit/s\n", True),
+        ("transposed_inverter", "100 a second, mfcc39 features of 39 numbers\n", False),
+    ],
+)
+def test_info_says_what_the_units_are_and_whether_pitch_can_be_shifted(
+    run: Run, member: str, units: str, pitch: bool
+) -> None:
+    text = run("info", "-m", tiny_bundle(member)).out
+    assert f"units     {units}" in text
+    assert ("\npitch " in text) == pitch
+    assert "None" not in text
+
+
 def test_info_says_what_the_model_is(run: Run) -> None:
     text = run("info", "-m", tiny_bundle()).out
     for fact in ("speakers  3\n", "50 a second", "200 bit/s", "0.152 s of look-ahead", "0.343 s"):

@@ -1,4 +1,4 @@
-"""The chunk loop and the converter on a tiny random model, held against the eager network."""
+"""The chunk loop and the converter on tiny random models, held against the eager network."""
 
 from __future__ import annotations
 
@@ -18,25 +18,34 @@ from safetensors.torch import load_file
 
 import vconv
 from speech import speechlike
-from tiny_model import exported as tiny_bundle
+from tiny_model import exported
 from vconv.audio import MuLaw
 from vconv.bundle import Bundle
 from vconv.converter import Converter
+from vconv.geometry import Geometry, Span
+from vconv.grid import Grid
 from vconv.nn.autoencoder import build_autoencoder
 from vconv.stream import uniforms
+
+# Codes and numbers, with and without pitch; 50 and 100 a second; frames and samples.
+FAMILY = ("vq", "vae", "fsq", "pitch", "instance_norm", "paper", "inverter")
 
 
 @pytest.fixture(scope="module")
 def converter() -> Converter:
-    return vconv.load(tiny_bundle(), engine="native")
+    return vconv.load(exported(), engine="native")
 
 
-@pytest.fixture(scope="module")
-def eager() -> torch.nn.Module:
-    bundle = Bundle.open(tiny_bundle())
+@pytest.fixture(scope="module", params=FAMILY)
+def any_converter(request: pytest.FixtureRequest) -> Converter:
+    """Each member of the family in turn."""
+    return vconv.load(exported(request.param), engine="native")
+
+
+def eager_network(bundle: Bundle) -> Any:
     network = build_autoencoder(bundle.config, len(bundle.speakers))
     # The filterbank and the DFT are constants of the code, not stored.
-    found = network.load_state_dict(load_file(tiny_bundle() / "weights.safetensors"), strict=False)
+    found = network.load_state_dict(load_file(bundle.path / "weights.safetensors"), strict=False)
     assert not found.unexpected_keys
     return network.eval()
 
@@ -70,11 +79,10 @@ class RecordingEngine:
         return codes, state
 
 
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> tuple[Converter, RecordingEngine]:
-    converter = vconv.load(tiny_bundle(), engine="native")
+def recorded(member: str) -> tuple[Converter, RecordingEngine]:
+    converter = vconv.load(exported(member), engine="native")
     engine = RecordingEngine(converter._model.engine)
-    monkeypatch.setattr(converter._model, "engine", engine)
+    converter._model.engine = engine  # type: ignore[assignment]
     return converter, engine
 
 
@@ -82,72 +90,145 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> tuple[Converter, RecordingEngin
 
 
 @torch.no_grad()
-def test_chunks_repeat_what_eager_computes_for_the_whole_utterance_at_once(
-    recorded: tuple[Converter, RecordingEngine], eager: Any
-) -> None:
-    converter, engine = recorded
+@pytest.mark.parametrize("member", FAMILY)
+def test_chunks_repeat_what_eager_computes_for_the_whole_utterance_at_once(member: str) -> None:
+    converter, engine = recorded(member)
+    eager = eager_network(converter._bundle)
+    grid, hop = converter._model.grid, eager.geometry.conditioning_hop
     samples = 16_000 + 777
-    out = converter.convert(speechlike(samples), speaker=1, seed=3, sample_rate=16_000)
+    pitch = {"pitch": 5.0} if member == "pitch" else {}
+    out = converter.convert(speechlike(samples), speaker=1, seed=3, sample_rate=16_000, **pitch)
 
     lead = sum(map(len, engine.fed))
     receptive_field = eager.decoder.wavenet.receptive_field
-    assert receptive_field - 1 <= lead < receptive_field - 1 + 320
+    assert receptive_field - 1 <= lead < receptive_field - 1 + grid.hop
     assert (np.concatenate(engine.fed) == 128).all()
 
     # The whole signal, silence around it; the DC filter by its transfer function.
     pole = 1 - 2 * np.pi * 20 / 16_000
     filtered = scipy.signal.lfilter([1, -1], [1, -pole], speechlike(samples).astype(np.float64))
-    # Conditioning step 0 lies 1,799 samples into the wav: the centre of what it hears.
-    wav = np.concatenate([np.zeros(1799 + lead), filtered, np.zeros(12_000)])
-    units = eager.encode(torch.from_numpy(wav.astype(np.float32))[None])
-    np.testing.assert_array_equal(
-        out.codes[3:], units.codes[0, lead // 320 :][: len(out.codes) - 3]
-    )
+    wav = np.concatenate([np.zeros(grid.plan.left + lead), filtered, np.zeros(12_000)])
+    wav = torch.from_numpy(wav.astype(np.float32))[None]
+    codes, z = eager.bottleneck.quantise(eager.latents(wav))
+    units = converter.encode(speechlike(samples), sample_rate=16_000)
+    heard = max(0, -grid.first_unit - lead // grid.hop)  # eager's first unit among the units
+    there = slice(heard + grid.first_unit + lead // grid.hop, None)
+    if units.codes is None:
+        latents = z[0].T.numpy()[there]
+        assert units.latents is not None
+        np.testing.assert_allclose(
+            units.latents[heard:], latents[: len(units.latents) - heard], atol=1e-4
+        )
+    else:
+        np.testing.assert_array_equal(
+            units.codes[heard:], codes[0, there][: len(units.codes) - heard]
+        )
+    if eager.pitch is not None:
+        z = torch.cat([z, told_of_pitch(eager, wav, grid, lead, octaves=5 / 12)], 1)
     speaker = eager.speaker_vectors(torch.tensor([1]))
-    conditioning = eager.condition(units.z, speaker)
-    projected = eager.decoder.wavenet.project(conditioning)[0].numpy()
+    conditioning = eager.condition(z, speaker)[:, grid.plan.skip :]
+    projected = conditioning if hop == 1 else eager.decoder.wavenet.project(conditioning)
 
-    # Neighbouring chunks share the step at their border.
-    chunks = [part[:-1] for part in engine.conditioning]
-    joined = np.concatenate([*chunks, engine.conditioning[-1][-1:]])
-    assert np.abs(joined - projected[: len(joined)]).max() <= 1e-4
+    at = 0
+    pieces = [*engine.fed, *engine.codes]
+    for piece, given in zip(pieces, engine.conditioning, strict=True):
+        expected = projected[0, at : at + len(given)].numpy()
+        np.testing.assert_allclose(given, expected, atol=1e-4)
+        at += len(piece) // hop
 
     # What was drawn follows from eager's logits under the same history.
-    codes = np.concatenate([*engine.fed, *engine.codes])
-    inputs = torch.from_numpy(np.concatenate([[128], codes[:-1]]).astype(np.int64))[None]
-    steps = conditioning[:, : len(codes) // 160 + 1]
+    made = np.concatenate(pieces)
+    inputs = torch.from_numpy(np.concatenate([[128], made[:-1]]).astype(np.int64))[None]
     wavenet = eager.decoder.wavenet
-    logits, _ = wavenet(inputs, steps, wavenet.initial_state(1))
+    steps = eager.geometry.conditioning_steps(len(made))
+    logits, _ = wavenet(inputs, conditioning[:, :steps], wavenet.initial_state(1))
     cumulative = torch.softmax(logits[0, lead:].double(), 1).cumsum(1).numpy()
     drawn = np.concatenate(
         [uniforms(3, lane=0, chunk=i, count=len(part)) for i, part in enumerate(engine.codes)]
     )
     expected = (cumulative <= drawn[:, None]).sum(1)
-    differs = expected != codes[lead:]
+    differs = expected != made[lead:]
     margin = np.abs(cumulative - drawn[:, None]).min(1)
     assert differs.mean() < 1e-3
     assert (margin[differs] <= 1e-4).all()
 
     # And the audio is those codes, decoded: bin centres, gain, de-emphasis.
     audio = converter.info.model.audio
-    centres = MuLaw(256).centres[codes[lead:]].astype(np.float64)
+    centres = MuLaw(256).centres[made[lead:]].astype(np.float64)
     decoded = scipy.signal.lfilter([1 / audio.gain], [1, -audio.preemphasis], centres)
     np.testing.assert_allclose(out.audio, decoded[:samples], atol=1e-6)
 
 
-def test_interpolation_joins_chunks_without_a_seam(
-    recorded: tuple[Converter, RecordingEngine],
-) -> None:
-    converter, engine = recorded
+def told_of_pitch(
+    eager: Any, wav: torch.Tensor, grid: Grid, lead: int, *, octaves: float
+) -> torch.Tensor:
+    """What the decoder is to be told [1, 2, U]: of each unit the pitch relative to the mean of all
+    up to the last of its chunk, to which half a second of the speakers' mean is added."""
+    octave, voicing = eager.pitch(wav)[0].double().numpy()
+    assert 0.2 < (voicing > 0.5).mean() < 0.9
+    skipped = lead // grid.hop + grid.first_chunk * grid.chunk_units  # eager begins within the lead
+    relative = np.zeros_like(octave)
+    for unit in range(len(octave)):
+        chunk = max(0, -(-(unit + 1 - skipped - grid.plan.units) // grid.chunk_units))
+        known = slice(0, skipped + grid.plan.units + chunk * grid.chunk_units)
+        weights = np.append(voicing[known], 25)
+        values = np.append(octave[known], eager.pitch.speaker_means.numpy().mean())
+        relative[unit] = octave[unit] - np.average(values, weights=weights)
+    told = np.stack([(relative + octaves) * voicing, voicing])
+    return torch.from_numpy(told.astype(np.float32))[None]
+
+
+def test_interpolation_joins_chunks_without_a_seam() -> None:
+    converter, engine = recorded("vq")
     converter.convert(speechlike(20_000), speaker=0, sample_rate=16_000)
     for before, after in zip(engine.conditioning, engine.conditioning[1:], strict=False):
         np.testing.assert_allclose(before[-1], after[0], atol=1e-5)
 
 
+def test_each_unit_is_encoded_once(
+    any_converter: Converter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks share units, but not the work."""
+    model, made = any_converter._model, []
+    encode = model.encode
+
+    def record(wav: Any) -> Any:
+        made.append(len(encode(wav)))
+        return encode(wav)
+
+    model.silence(1)
+    monkeypatch.setattr(model, "encode", record)
+    any_converter.encode(speechlike(3200 * 5 + 1), sample_rate=16_000)
+    grid = model.grid
+    assert made == [grid.plan.units] + [grid.chunk_units] * (5 - grid.first_chunk)
+
+
+@pytest.mark.parametrize("instance_norm", [None, 11, 101, 1001])
+@pytest.mark.parametrize("upsampling", ["linear", "transposed"])
+@pytest.mark.parametrize("encoder", [True, False])
+@pytest.mark.parametrize("layers", [4, 10])
+def test_the_first_unit_is_the_first_that_hears_the_recording_and_is_needed(
+    instance_norm: int | None, upsampling: str, encoder: bool, layers: int
+) -> None:
+    geometry = Geometry.of(
+        features="mfcc39",
+        upsampling=upsampling,
+        kernel_size=3,
+        blocks=2,
+        layers=layers,
+        encoder=encoder,
+        instance_norm=instance_norm if encoder else None,
+    )
+    grid = Grid.of(geometry)
+    needed = range(grid.first_chunk * grid.chunk_units, 100)
+    hears = (u for u in needed if geometry.unit_inputs(Span(u, u + 1)).stop > grid.plan.left)
+    assert grid.first_unit == next(hears)
+
+
 def test_a_mixture_is_the_weighted_sum_of_the_speakers_vectors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    converter = vconv.load(tiny_bundle())
+    converter = vconv.load(exported())
     seen = []
     condition = converter._model.condition
 
@@ -157,7 +238,7 @@ def test_a_mixture_is_the_weighted_sum_of_the_speakers_vectors(
 
     monkeypatch.setattr(converter._model, "condition", record)
     out = converter.convert(speechlike(8000), speaker={"ada": 0.6, "carl": 1.8}, sample_rate=16_000)
-    table = load_file(tiny_bundle() / "weights.safetensors")["speakers.weight"].numpy()
+    table = load_file(exported() / "weights.safetensors")["speakers.weight"].numpy()
     np.testing.assert_allclose(seen[0], (0.25 * table[0] + 0.75 * table[2])[None], rtol=1e-6)
     assert out.speaker == "ada:0.25,carl:0.75"
 
@@ -181,14 +262,26 @@ def test_output_has_the_inputs_length_to_the_sample(
     assert np.isfinite(own.audio).all()
 
 
-def test_every_unit_comes_once(converter: Converter) -> None:
-    short = converter.encode(speechlike(6400 * 3), sample_rate=16_000)
-    long = converter.encode(speechlike(6400 * 9), sample_rate=16_000)
-    # 50 a second, and the same few at the ends.
-    assert len(long.codes) - len(short.codes) == 6 * 20
-    assert len(short.codes) == 60 + 8
-    # The longer begins like the shorter, as far as that heard the same.
-    np.testing.assert_array_equal(short.codes[:52], long.codes[:52])
+@pytest.mark.parametrize("samples", [401, 9600, 12_801])
+def test_every_member_keeps_the_length(any_converter: Converter, samples: int) -> None:
+    x = speechlike(samples)
+    assert len(any_converter.convert(x, speaker=0, sample_rate=16_000).audio) == samples
+
+
+def test_every_unit_comes_once(any_converter: Converter) -> None:
+    short = any_converter.encode(speechlike(6400 * 3), sample_rate=16_000)
+    long = any_converter.encode(speechlike(6400 * 9), sample_rate=16_000)
+    rate = any_converter.info.unit_rate
+    same = round(rate)  # the longer begins like the shorter, as far as that heard the same
+    for name in ("codes", "latents", "pitch"):
+        first, second = getattr(short, name), getattr(long, name)
+        if first is None:
+            assert second is None
+        else:
+            assert (
+                len(second) - len(first) == 6 * 6400 * rate / 16_000
+            )  # and the same few at the ends
+            np.testing.assert_array_equal(first[:same], second[:same])
 
 
 def test_a_recording_shorter_than_a_frame_is_refused_with_the_length_it_needs(
@@ -283,13 +376,17 @@ def test_a_stream_answers_within_its_latency(converter: Converter) -> None:
     assert converter.latency_seconds == pytest.approx((3200 + 2281) / 16_000)
 
 
-def test_speaking_the_units_of_a_recording_is_converting_it(converter: Converter) -> None:
+def test_speaking_the_units_of_a_recording_is_converting_it(any_converter: Converter) -> None:
     x = speechlike(30_001)
-    units = converter.encode(x, sample_rate=48_000)
+    units = any_converter.encode(x, sample_rate=48_000)
     assert units.seconds == pytest.approx(30_001 / 48_000, abs=1e-4)
+    assert (units.codes is None) == (any_converter.info.bottleneck.codebook_size is None)
+    assert (units.codes is None) != (units.latents is None)
     for rate in (None, 48_000):
-        spoken = converter.decode(units, speaker=2, seed=9, output_sample_rate=rate)
-        made = converter.convert(x, speaker=2, seed=9, sample_rate=48_000, output_sample_rate=rate)
+        spoken = any_converter.decode(units, speaker=2, seed=9, output_sample_rate=rate)
+        made = any_converter.convert(
+            x, speaker=2, seed=9, sample_rate=48_000, output_sample_rate=rate
+        )
         np.testing.assert_array_equal(made.codes, units.codes)
         # 30,001 samples become 10,000 at 16 kHz, of which 48 kHz makes 30,000.
         shorter = min(len(spoken.audio), len(made.audio))
@@ -297,14 +394,121 @@ def test_speaking_the_units_of_a_recording_is_converting_it(converter: Converter
         np.testing.assert_array_equal(spoken.audio[:shorter], made.audio[:shorter])
 
 
+def test_a_stream_of_any_member_gives_what_the_file_gives(any_converter: Converter) -> None:
+    x = speechlike(17_003)
+    whole = any_converter.convert(x, speaker=2, seed=5, sample_rate=16_000).audio
+    blocks = (x[at : at + 777] for at in range(0, len(x), 777))
+    streamed = list(any_converter.stream(blocks, speaker=2, seed=5, sample_rate=16_000))
+    np.testing.assert_array_equal(np.concatenate(streamed), whole)
+    assert len(streamed) > 2
+
+
 def test_units_that_are_not_the_models_are_refused(converter: Converter) -> None:
     units = converter.encode(speechlike(8000), sample_rate=16_000)
+    assert units.codes is not None
     strange = vconv.Units(np.where(np.arange(len(units.codes)) == 3, 16, 0), units.samples)
     with pytest.raises(vconv.UsageError, match="codes are 0 to 15, found 0 to 16"):
         converter.decode(strange, speaker=0)
-    short = vconv.Units(units.codes[1:], units.samples)
-    with pytest.raises(vconv.UsageError, match="8,000 samples has 33 units, found 32"):
-        converter.decode(short, speaker=0)
+    for refused, found in (
+        (vconv.Units(units.codes[1:], 8000), r"codes \[32\]"),
+        (vconv.Units(None, 8000), "nothing"),
+        (vconv.Units(None, 8000, np.zeros((33, 6), np.float32)), r"latents \[33, 6\]"),
+        (
+            vconv.Units(units.codes, 8000, pitch=np.zeros((33, 2), np.float32)),
+            r"codes \[33\] and pitch \[33, 2\]",
+        ),
+    ):
+        with pytest.raises(
+            vconv.UsageError, match=rf"8,000 samples is codes \[33\] to this model, found {found}"
+        ):
+            converter.decode(refused, speaker=0)
+
+
+def test_continuous_units_that_are_not_the_models_are_refused() -> None:
+    with vconv.load(exported("vae")) as vae:
+        latents = vae.encode(speechlike(8000), sample_rate=16_000).latents
+        assert latents is not None
+        for refused in (
+            vconv.Units(np.zeros(33, np.int64), 8000),
+            vconv.Units(None, 8000, latents[:, :5]),
+            vconv.Units(None, 8000, latents[1:]),
+        ):
+            with pytest.raises(vconv.UsageError, match=r"is latents \[33, 6\] to this model"):
+                vae.decode(refused, speaker=0)
+        latents[7, 3] = np.nan
+        with pytest.raises(vconv.UsageError, match="found NaN or infinity"):
+            vae.decode(vconv.Units(None, 8000, latents), speaker=0)
+
+
+# -- pitch -----------------------------------------------------------------------------------------
+
+
+def test_units_carry_pitch_where_the_model_is_told_it(any_converter: Converter) -> None:
+    units = any_converter.encode(speechlike(16_000), sample_rate=16_000)
+    if not any_converter.info.model.decoder.pitch:
+        assert units.pitch is None
+        return
+    assert units.pitch is not None
+    relative, voicing = units.pitch.T
+    assert voicing.min() >= 0
+    assert voicing.max() == 1
+    assert np.abs(relative[voicing == 1]).max() < 3  # octaves
+
+
+def test_a_shift_moves_the_pitch_that_the_decoder_is_told_and_nothing_else() -> None:
+    converter = vconv.load(exported("pitch"), engine="native")
+    told: list[np.ndarray] = []
+    condition = converter._model.condition
+
+    def record(latents: Any, speaker: Any) -> Any:
+        told.append(latents[0])
+        return condition(latents, speaker)
+
+    converter._model.condition = record  # type: ignore[method-assign]
+    x = speechlike(12_000)
+    plain = converter.convert(x, speaker=0, sample_rate=16_000)
+    there = np.stack(told)
+    told.clear()
+    raised = converter.convert(x, speaker=0, sample_rate=16_000, pitch=-7)
+    moved = np.stack(told) - there
+    voicing = there[:, :, -1]
+    np.testing.assert_allclose(moved[:, :, -2], -7 / 12 * voicing, atol=1e-6)
+    assert not moved[:, :, :-2].any()
+    assert not moved[:, :, -1].any()
+    assert (plain.audio != raised.audio).any()
+    np.testing.assert_array_equal(plain.codes, raised.codes)
+    # The same from units, and in a stream.
+    units = converter.encode(x, sample_rate=16_000)
+    spoken = converter.decode(units, speaker=0, pitch=-7)
+    np.testing.assert_array_equal(spoken.audio, raised.audio)
+    streamed = converter.stream([x[:5000], x[5000:]], speaker=0, sample_rate=16_000, pitch=-7)
+    np.testing.assert_array_equal(np.concatenate(list(streamed)), raised.audio)
+
+
+def test_a_model_without_pitch_refuses_to_shift_it(converter: Converter, tmp_path: Path) -> None:
+    x = speechlike(8000)
+    units = converter.encode(x, sample_rate=16_000)
+    calls: list[Any] = [
+        lambda pitch: converter.convert(x, speaker=0, sample_rate=16_000, pitch=pitch),
+        lambda pitch: converter.convert_to_file(
+            x, tmp_path / "x.wav", speaker=0, sample_rate=16_000, pitch=pitch
+        ),
+        lambda pitch: converter.stream([x], speaker=0, sample_rate=16_000, pitch=pitch),
+        lambda pitch: converter.decode(units, speaker=0, pitch=pitch),
+    ]
+    for call in calls:
+        with pytest.raises(vconv.UsageError, match="'tiny' was trained without pitch; it cannot"):
+            call(0.5)
+        call(0.0)
+
+
+@pytest.mark.parametrize("pitch", [24.1, -25, float("nan"), float("inf")])
+def test_a_shift_out_of_range_is_refused(pitch: float) -> None:
+    with (
+        vconv.load(exported("pitch")) as converter,
+        pytest.raises(vconv.UsageError, match="-24 to 24 semitones"),
+    ):
+        converter.convert(speechlike(500), speaker=0, sample_rate=16_000, pitch=pitch)
 
 
 def test_threads_share_a_converter(converter: Converter) -> None:
@@ -509,7 +713,7 @@ def test_a_rate_for_a_file_is_refused(converter: Converter, tmp_path: Path) -> N
 def test_the_torchscript_engine_converts_too(converter: Converter) -> None:
     """Draw by draw the engines agree but where a uniform lies on a step; then they part."""
     x = speechlike(6000)
-    with vconv.load(tiny_bundle(), engine="torchscript") as scripted:
+    with vconv.load(exported(), engine="torchscript") as scripted:
         made = scripted.convert(x, speaker=1, sample_rate=16_000).audio
     native = converter.convert(x, speaker=1, sample_rate=16_000).audio
     assert len(made) == 6000
@@ -520,10 +724,10 @@ def test_a_device_that_is_not_there_is_never_the_cpu_in_silence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(vconv.UsageError, match="tpu"):
-        vconv.load(tiny_bundle(), device="tpu")
+        vconv.load(exported(), device="tpu")
     if not torch.cuda.is_available():
         with pytest.raises(vconv.SetupError, match="cuda") as caught:
-            vconv.load(tiny_bundle(), device="cuda", engine="torchscript")
+            vconv.load(exported(), device="cuda", engine="torchscript")
         assert caught.value.exit_code == 5
         with pytest.raises(vconv.VconvError, match="cuda"):
-            vconv.load(tiny_bundle(), device="cuda:1")
+            vconv.load(exported(), device="cuda:1")

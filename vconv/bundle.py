@@ -21,7 +21,7 @@ from .config import ModelConfig
 from .errors import ModelError, UsageError
 from .geometry import Geometry
 from .graphs import Conditioner, Encoder
-from .manifest import MANIFEST, MAX_BYTES, Manifest, build_geometry, parse_manifest
+from .manifest import MANIFEST, MAX_BYTES, Manifest, parse_manifest
 from .speakers import SpeakerMap
 from .weights import Tensors, check_tensors, expected_shapes, parse_tensors
 
@@ -78,7 +78,7 @@ class Bundle:
 
     @cached_property
     def geometry(self) -> Geometry:
-        return build_geometry(self.config)
+        return Geometry.of(**self.config.geometry)
 
     def read(self, name: str) -> bytes:
         """The content of one of its files, as listed in the manifest."""
@@ -116,21 +116,40 @@ class Bundle:
         vectors: npt.NDArray[np.float32] = tensors["vectors"]
         return vectors
 
+    @cached_property
+    def codebook(self) -> npt.NDArray[np.float32] | None:
+        """The latents [K, D] of the codes; None where the units are continuous."""
+        return self.tensors.get("bottleneck.codebook")
+
+    @cached_property
+    def pitch_prior(self) -> float | None:
+        """Mean log2 F0 (in Hz) of the speakers; None for a model without pitch."""
+        means = self.tensors.get("pitch.speaker_means")
+        return None if means is None else float(means.mean(dtype=np.float64))
+
     def encoder(self, device: str = "cpu") -> Encoder:
         """encoder.onnx on a device, "cpu" or "cuda[:N]"; SetupError if it cannot run there."""
-        where = str(self.path / ENCODER)
-        return Encoder(self.read(ENCODER), where, device=device, latents=self.config.bottleneck.dim)
+        return Encoder(
+            self.read(ENCODER),
+            str(self.path / ENCODER),
+            device=device,
+            latents=self.config.latents,
+            pitch=self.config.decoder.pitch,
+        )
 
     def conditioner(self, device: str = "cpu") -> Conditioner:
         """conditioner.onnx on a device; see ``encoder``."""
         decoder = self.config.decoder
+        # At the sample rate the engine projects: the projections would be far more numbers.
+        projected = self.geometry.conditioning_hop > 1
+        projections = decoder.blocks * decoder.layers * 2 * decoder.gate_channels
         return Conditioner(
             self.read(CONDITIONER),
             str(self.path / CONDITIONER),
             device=device,
-            latents=self.config.bottleneck.dim,
+            latents=self.config.conditions,
             speaker=decoder.speaker_dim,
-            width=decoder.blocks * decoder.layers * 2 * decoder.gate_channels,
+            width=projections if projected else decoder.conditioning_channels,
         )
 
     def engine_options(self) -> dict[str, Any]:

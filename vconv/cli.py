@@ -79,6 +79,12 @@ def convert(
     temperature: Annotated[
         float, typer.Option(help="Of the draws: 1 as trained, 0 the likeliest.")
     ] = 1.0,
+    pitch: Annotated[
+        float,
+        typer.Option(
+            metavar="SEMITONES", help="Speak higher, or lower; of a model trained with pitch."
+        ),
+    ] = 0.0,
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="Look into sub-folders.")
     ] = False,
@@ -125,6 +131,7 @@ def convert(
             speaker=speaker,
             seed=seed,
             temperature=temperature,
+            pitch=pitch,
             level=level,
             format_name=format_name,
             sample_rate=sample_rate,

@@ -25,6 +25,7 @@ from .errors import InputError, UsageError
 from .interruption import Interruption
 from .loudness import Level
 from .messages import emit, log_on_stderr, say, to_stdout
+from .pitch import checked_semitones
 from .reading import printable
 from .results import WrittenFile
 
@@ -42,6 +43,7 @@ class Options:
     speaker: str
     seed: int
     temperature: float
+    pitch: float
     level: str
     format_name: str | None
     sample_rate: int | None
@@ -75,6 +77,7 @@ def convert_all(
         load(options.model, device=options.device, engine=options.engine) as converter,
     ):
         speaker = converter.speakers.label(converter.speakers.resolve(options.speaker))
+        checked_semitones(options.pitch, converter.info)
         jobs = plan_jobs(
             inputs,
             output,
@@ -150,6 +153,7 @@ def _convert(
                 speaker=options.speaker,
                 seed=options.seed,
                 temperature=options.temperature,
+                pitch=options.pitch,
                 level=cast(Level, options.level),
                 output_sample_rate=options.sample_rate,
                 channel=options.channel,

@@ -24,10 +24,11 @@ from .inputs import Recording, as_samples, checked_rate, open_input
 from .loudness import Level, Loudness, checked_level, gain, levelled
 from .manifest import Manifest
 from .model import Model
+from .pitch import checked_semitones
 from .reading import Samples, printable
 from .results import Cancelled, Conversion, Progress, Units, WrittenFile
 from .speakers import Query, SpeakerMap
-from .stream import ChunkEncoder, Session, Speech, Voice, unit_chunks
+from .stream import Chunk, ChunkEncoder, Session, Speech, Voice, chunks_of, units_of
 
 if TYPE_CHECKING:
     from .inputs import Input
@@ -97,6 +98,7 @@ class Converter:
         speaker: Query,
         seed: int = 0,
         temperature: float = 1.0,
+        pitch: float = 0.0,
         level: Level = "keep",
         sample_rate: int | None = None,
         output_sample_rate: int | None = None,
@@ -112,6 +114,8 @@ class Converter:
             speaker: who shall say it.
             seed: the same seed gives the same bytes, another seed another reading.
             temperature: of the draws; 1 is the model's distribution, 0 its likeliest codes.
+            pitch: semitones above (below 0: below) the speaker's own, -24 to 24; of a model that
+                was trained with pitch.
             level: "keep" what the model says, "match" the input's loudness (RMS), or bring the
                 "peak" to -1 dB.
             sample_rate: the rate of samples, in Hz (not for files).
@@ -125,7 +129,7 @@ class Converter:
         """
         begun = time.perf_counter()
         out_hz = self._output_rate(output_sample_rate)
-        voice, label = self._voice(speaker, seed, temperature)
+        voice, label = self._voice(speaker, seed, temperature, pitch)
         checked_level(level)
         with open_input(
             x,
@@ -134,7 +138,8 @@ class Converter:
             allow_truncated=allow_truncated,
             max_seconds=max_seconds,
         ) as recording:
-            session = self._session(voice, recording, out_hz)
+            heard: list[Chunk] = []
+            session = self._session(voice, recording, out_hz, heard)
             audio = np.concatenate([*_run(session, recording, progress)])
         made = Loudness()
         made.add(audio)
@@ -142,7 +147,7 @@ class Converter:
         return Conversion(
             audio=audio,
             sample_rate=out_hz,
-            codes=session.encoder.codes,
+            codes=self._units(heard, session.encoder.samples).codes,
             speaker=label,
             elapsed_seconds=time.perf_counter() - begun,
         )
@@ -155,6 +160,7 @@ class Converter:
         speaker: Query,
         seed: int = 0,
         temperature: float = 1.0,
+        pitch: float = 0.0,
         level: Level = "keep",
         sample_rate: int | None = None,
         output_sample_rate: int | None = None,
@@ -170,7 +176,7 @@ class Converter:
         """
         begun = time.perf_counter()
         out_hz = self._output_rate(output_sample_rate)
-        voice, label = self._voice(speaker, seed, temperature)
+        voice, label = self._voice(speaker, seed, temperature, pitch)
         checked_level(level)
         if isinstance(x, (str, os.PathLike)) and _same_file(x, path):
             raise UsageError(f"{printable(path)}: is the input itself; choose another output.")
@@ -199,6 +205,7 @@ class Converter:
         sample_rate: int,
         seed: int = 0,
         temperature: float = 1.0,
+        pitch: float = 0.0,
         output_sample_rate: int | None = None,
     ) -> Iterator[Samples]:
         """Convert blocks of samples [T] as they come, whatever their lengths.
@@ -207,7 +214,7 @@ class Converter:
         together they are what ``convert`` gives for the blocks together, to the bit.
         """
         out_hz = self._output_rate(output_sample_rate)
-        voice, _ = self._voice(speaker, seed, temperature)
+        voice, _ = self._voice(speaker, seed, temperature, pitch)
         in_hz = checked_rate(sample_rate)
         session = Session(self._model, voice, name="<stream>", in_hz=in_hz, out_hz=out_hz)
         return _stream(session, blocks)
@@ -230,10 +237,9 @@ class Converter:
             max_seconds=max_seconds,
         ) as recording:
             encoder = ChunkEncoder(self._model, rate=recording.rate, name=recording.name)
-            for block in recording.blocks:
-                encoder.push(block)
-            encoder.push(np.zeros(0, np.float32), last=True)
-        return Units(encoder.codes, encoder.samples)
+            chunks = [chunk for block in recording.blocks for chunk in encoder.push(block)]
+            chunks += encoder.push(np.zeros(0, np.float32), last=True)
+        return self._units(chunks, encoder.samples)
 
     def decode(
         self,
@@ -242,33 +248,34 @@ class Converter:
         speaker: Query,
         seed: int = 0,
         temperature: float = 1.0,
+        pitch: float = 0.0,
         output_sample_rate: int | None = None,
     ) -> Conversion:
         """Say units in a speaker's voice; ``decode(encode(x))`` is ``convert(x)``.
 
-        Raises UsageError for codes that the model does not have, or too few or many of them.
+        Raises UsageError for units of another kind than the model's, codes that it does not have,
+        or too few or many of them.
         """
         begun = time.perf_counter()
         out_hz = self._output_rate(output_sample_rate)
-        voice, label = self._voice(speaker, seed, temperature)
-        expected = self._model.grid.unit_count(units.samples)
-        if len(units.codes) != expected:
-            raise UsageError(
-                f"A recording of {units.samples:,} samples has {expected:,} units, found "
-                f"{len(units.codes):,}."
-            )
+        voice, label = self._voice(speaker, seed, temperature, pitch)
+        model, samples = self._model, units.samples
+        stretch = model.stretch(units.codes, units.latents, units.pitch, samples=samples)
         speech = Speech(voice, out_hz)
-        chunks = unit_chunks(self._model, units.codes, units.samples)
-        blocks = [speech.push([chunk], units.samples) for chunk in chunks]
-        blocks.append(speech.finish(resampled_length(units.samples, SAMPLE_RATE, out_hz)))
+        chunks = chunks_of(model, stretch, samples)
+        blocks = [speech.push([chunk], samples) for chunk in chunks]
+        blocks.append(speech.finish(resampled_length(samples, SAMPLE_RATE, out_hz)))
         audio = np.concatenate(blocks)
         return Conversion(audio, out_hz, units.codes, label, time.perf_counter() - begun)
 
-    def _voice(self, speaker: Query, seed: int, temperature: float) -> tuple[Voice, str]:
+    def _voice(
+        self, speaker: Query, seed: int, temperature: float, pitch: float
+    ) -> tuple[Voice, str]:
         if not 0 <= seed < 2**64:
             raise UsageError(f"The seed must be 0 to 2^64 - 1, found {seed}.")
         if not 0 <= temperature < math.inf:
             raise UsageError(f"The temperature must be 0 or more, found {temperature:g}.")
+        semitones = checked_semitones(pitch, self.info)
         mixture = self.speakers.resolve(speaker)
         vectors = self._bundle.speaker_vectors
         vector = sum(np.float32(weight) * vectors[index] for index, weight in mixture)
@@ -277,11 +284,31 @@ class Converter:
             np.asarray(vector, np.float32)[None],
             seed=int(seed),
             temperature=float(temperature),
+            semitones=semitones,
         )
         return voice, self.speakers.label(mixture)
 
-    def _session(self, voice: Voice, recording: Recording, out_hz: int) -> Session:
-        return Session(self._model, voice, name=recording.name, in_hz=recording.rate, out_hz=out_hz)
+    def _session(
+        self, voice: Voice, recording: Recording, out_hz: int, heard: list[Chunk] | None = None
+    ) -> Session:
+        return Session(
+            self._model,
+            voice,
+            name=recording.name,
+            in_hz=recording.rate,
+            out_hz=out_hz,
+            heard=heard,
+        )
+
+    def _units(self, chunks: list[Chunk], samples: int) -> Units:
+        found = units_of(self._model.grid, chunks, samples)
+        continuous = self._model.codebook is None
+        return Units(
+            codes=None if continuous else found.codes,
+            samples=samples,
+            latents=found.latents if continuous else None,
+            pitch=found.pitch if self.info.model.decoder.pitch else None,
+        )
 
     @staticmethod
     def _output_rate(rate: int | None) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from .geometry import Geometry
 from .grid import Grid
-from .manifest import Manifest, build_geometry
+from .manifest import Manifest
 
 
 def describe(manifest: Manifest) -> str:
     """The manifest as lines of text."""
     geometry, decoder = manifest.geometry, manifest.model.decoder
-    rate, units = manifest.sample_rate, manifest.bottleneck
+    rate = manifest.sample_rate
     files = manifest.files.values()
     data, training = manifest.data, manifest.training
     field = geometry.receptive_field
@@ -19,16 +20,13 @@ def describe(manifest: Manifest) -> str:
         ("model", f"{manifest.name} (bundle format {manifest.format_version})"),
         ("size", f"{sum(file.size for file in files) / 1e6:.1f} MB in {len(files)} files"),
         ("speakers", f"{len(manifest.speakers)}"),
-        (
-            "units",
-            f"{manifest.unit_rate:g} a second, {units.kind} of {units.codebook_size} codes, "
-            f"{units.bits_per_second:g} bit/s",
-        ),
+        ("units", f"{manifest.unit_rate:g} a second, {_units(manifest)}"),
         (
             "decoder",
             f"{decoder.blocks} x {decoder.layers} layers of {decoder.residual_channels} channels, "
             f"receptive field {field:,} samples ({1000 * field / rate:.0f} ms)",
         ),
+        ("pitch", "can be shifted (--pitch)" if decoder.pitch else ""),
         (
             "latency",
             f"{geometry.latency_seconds:.3f} s of look-ahead; {chunk_latency(manifest):.3f} s "
@@ -60,4 +58,13 @@ def describe_json(manifest: Manifest) -> dict[str, Any]:
 
 def chunk_latency(manifest: Manifest) -> float:
     """The longest that a sample waits for its converted one, in seconds, computing aside."""
-    return Grid.of(build_geometry(manifest.model)).plan.right / manifest.sample_rate
+    return Grid.of(Geometry.of(**manifest.model.geometry)).plan.right / manifest.sample_rate
+
+
+def _units(manifest: Manifest) -> str:
+    units = manifest.bottleneck
+    if manifest.model.inverter:
+        return f"{manifest.model.features.kind} features of {units.dim} numbers"
+    if units.codebook_size is None:
+        return f"{units.kind} of {units.dim} numbers"
+    return f"{units.kind} of {units.codebook_size} codes, {units.bits_per_second:g} bit/s"

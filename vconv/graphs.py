@@ -1,7 +1,7 @@
 """Running the exported ONNX graphs.
 
-B batch, T samples, U units, D latent width, E speaker width, F conditioning steps, L layers,
-G gate channels.
+B batch, T samples, U units, D latent width, E speaker width, F conditioning steps, C conditioning
+channels, L layers, G gate channels.
 """
 
 from __future__ import annotations
@@ -26,28 +26,39 @@ _DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
 
 
 class Encoder:
-    """encoder.onnx: waveform [B, T] -> codes [B, U], latents [B, U, D]."""
+    """encoder.onnx: waveform [B, T] -> codes [B, U] (-1 where there is no codebook), latents
+    [B, U, D], and of a model with ``pitch`` [B, U, 2]: log2 of F0 in Hz, and voicing 0 to 1."""
 
-    def __init__(self, data: bytes, where: str, *, device: str = "cpu", latents: int) -> None:
+    def __init__(
+        self, data: bytes, where: str, *, device: str = "cpu", latents: int, pitch: bool
+    ) -> None:
+        outputs: Signature = {
+            "codes": ("tensor(int64)", (None, None)),
+            "latents": ("tensor(float)", (None, None, latents)),
+        }
+        if pitch:
+            outputs = {**outputs, "pitch": ("tensor(float)", (None, None, 2))}
         self.graph = Graph(
             data,
             where,
             device,
             inputs={"waveform": ("tensor(float)", (None, None))},
-            outputs={
-                "codes": ("tensor(int64)", (None, None)),
-                "latents": ("tensor(float)", (None, None, latents)),
-            },
+            outputs=outputs,
         )
+        self._outputs = list(outputs)
 
-    def __call__(self, waveform: Floats) -> tuple[Codes, Floats]:
-        """Thread-safe; T must give at least one unit (``GeometryInfo.encoder_window``)."""
-        codes, latents = self.graph.run(["codes", "latents"], {"waveform": waveform})
-        return codes, latents
+    def __call__(self, waveform: Floats) -> tuple[Codes, Floats, Floats]:
+        """codes, latents, and pitch, which is [B, U, 0] for a model without it.
+
+        Thread-safe; T must give at least one unit (``GeometryInfo.encoder_window``).
+        """
+        codes, latents, *pitch = self.graph.run(self._outputs, {"waveform": waveform})
+        return codes, latents, pitch[0] if pitch else latents[:, :, :0]
 
 
 class Conditioner:
-    """conditioner.onnx: latents [B, U, D], speaker [B, E] -> conditioning [B, F, L * 2G]."""
+    """conditioner.onnx: latents [B, U, D or D + 2 with pitch], speaker [B, E] -> conditioning
+    [B, F, L * 2G], or [B, F, C] where F is at the sample rate."""
 
     def __init__(
         self,

@@ -18,8 +18,8 @@ from .config import ModelConfig
 from .errors import ModelError
 from .geometry import Geometry, Span
 
-FORMAT_VERSION: Final = 1
-READABLE = (1,)
+FORMAT_VERSION: Final = 2
+READABLE = (1, 2)
 MANIFEST = "manifest.json"
 
 _NO_DIGEST = "0" * 64
@@ -43,12 +43,13 @@ class FileEntry(_Part):
 
 
 class BottleneckInfo(_Part):
-    """What a unit is: one of ``codebook_size`` codes, a latent of ``dim`` numbers."""
+    """What a unit is: a latent of ``dim`` numbers, one of ``codebook_size`` where there is a
+    codebook. ``kind`` is the bottleneck's, or "features" for an inverter, which has none."""
 
     kind: str
-    codebook_size: Annotated[int, Field(ge=2)]
+    codebook_size: Annotated[int, Field(ge=2)] | None
     dim: Annotated[int, Field(ge=1)]
-    bits_per_second: float
+    bits_per_second: float | None
 
 
 class ChunkInfo(_Part):
@@ -137,7 +138,7 @@ class DataInfo(_Part):
 class Manifest(_Part):
     """The whole of manifest.json."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = FORMAT_VERSION
     name: str
     sample_rate: Annotated[int, Field(gt=0)]
     unit_rate: Annotated[float, Field(gt=0)]
@@ -154,31 +155,19 @@ class Manifest(_Part):
     digest: Sha256 = _NO_DIGEST
 
 
-def build_geometry(config: ModelConfig) -> Geometry:
-    """The geometry of a model's configuration."""
-    decoder = config.decoder
-    return Geometry.of(
-        features=config.features.kind,
-        upsampling=decoder.upsampling,
-        kernel_size=decoder.kernel_size,
-        blocks=decoder.blocks,
-        layers=decoder.layers,
-    )
-
-
 def describe(config: ModelConfig) -> dict[str, Any]:
     """The manifest's fields that follow from the configuration alone."""
-    rate, units = config.audio.sample_rate, config.bottleneck
-    geometry = build_geometry(config)
+    rate, codes = config.audio.sample_rate, config.codes
+    geometry = Geometry.of(**config.geometry)
     unit_rate = rate / geometry.unit_hop
     return {
         "sample_rate": rate,
         "unit_rate": unit_rate,
         "bottleneck": BottleneckInfo(
-            kind=units.kind,
-            codebook_size=units.codebook_size,
-            dim=units.dim,
-            bits_per_second=unit_rate * math.log2(units.codebook_size),
+            kind="features" if config.inverter else config.bottleneck.kind,
+            codebook_size=codes,
+            dim=config.latents,
+            bits_per_second=None if codes is None else unit_rate * math.log2(codes),
         ),
         "geometry": GeometryInfo.of(geometry, rate),
         "model": config,

@@ -23,15 +23,20 @@ class Cancelled(VconvError):
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What was said, without who said it: 50 codes [U] a second.
+    """What was said, without who said it: units, as many a second as ``Manifest.unit_rate``.
 
-    ``samples`` is the recording's length at 16 kHz. The first code is the first that hears any of
-    the recording and the last is the last that its end needs, so there are a few more than 50 a
-    second; beyond them is silence.
+    ``codes`` [U] of a model with a codebook, else (None) ``latents`` [U, D]; ``pitch`` [U, 2] of a
+    model that is told it: octaves above the speaker's own, and voicing from 0 to 1.
+
+    ``samples`` is the recording's length at 16 kHz. The first unit is the first that hears any of
+    the recording and the last is the last that its end needs, so there are a few more than its
+    seconds have; beyond them is silence.
     """
 
-    codes: Codes
+    codes: Codes | None
     samples: int
+    latents: Samples | None = field(default=None, repr=False)
+    pitch: Samples | None = field(default=None, repr=False)
 
     @property
     def seconds(self) -> float:
@@ -41,14 +46,15 @@ class Units:
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
-    """A converted recording: mono float32 [T], and the codes [U] that it was made from.
+    """A converted recording: mono float32 [T], and the codes [U] that it was made from (None for a
+    model without a codebook).
 
     ``speaker`` is the resolved name (or mixture), ``elapsed_seconds`` what the conversion took.
     """
 
     audio: Samples = field(repr=False)
     sample_rate: int
-    codes: Codes = field(repr=False)
+    codes: Codes | None = field(repr=False)
     speaker: str
     elapsed_seconds: float
 

@@ -1,17 +1,18 @@
 """The loop that converts, piece by piece; a file is converted by the same loop as a live stream.
 
-B lanes (1 here), T samples, U units, D latent width, E speaker width, F conditioning steps.
+T samples, U units, D latent width, E speaker width.
 
 The recording at 16 kHz is cut on a fixed grid of chunks from its sample 0. Chunk i generates
 samples [i * CHUNK, (i + 1) * CHUNK); the geometry says which wav span, units and conditioning
-steps that takes. Every chunk has the same shapes, so the same samples come out however the input
+steps that takes. Neighbours share units; each unit is encoded once, in the first chunk that needs
+it. Every chunk but the first has the same shapes, so the same samples come out however the input
 arrives. Chunks before sample 0 cover a receptive field: the engine is fed the codes of silence
 there, under the conditioning of the silence before the recording, and nothing is sampled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,17 +20,19 @@ import numpy as np
 from .audio import SAMPLE_RATE, DCFilter, Resampler, decoder_samples, resampled_length
 from .errors import InputError
 from .geometry import FRAME_LENGTH
+from .grid import Grid
 from .loudness import Loudness
-from .model import Codes, Model
+from .model import Model, Stretch, joined
+from .pitch import RelativePitch, shifted
 from .reading import Samples
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The latents [1, U, D] of one chunk."""
+    """The units of one chunk, the pitch relative to the speaker's own."""
 
     index: int
-    latents: Samples
+    units: Stretch
 
 
 class ChunkEncoder:
@@ -45,9 +48,12 @@ class ChunkEncoder:
         self._resampler = Resampler(rate, SAMPLE_RATE)
         self._filter = DCFilter(SAMPLE_RATE)
         self._waiting = np.zeros(0, np.float32)
-        # Filtered samples from the next chunk's span on; before the recording there is silence.
+        # Filtered samples from the span of the next chunk's new units on; before the recording
+        # there is silence.
         self._signal = np.zeros(grid.plan.left - grid.first_chunk * grid.chunk, np.float32)
-        self._codes: list[Codes] = []
+        self._span = grid.plan.wav_length  # all units of the first chunk are new
+        self._shared = model.silence(0)
+        self._relative_pitch = RelativePitch(model.pitch_prior)
         self.pushed = 0  # samples at the recording's rate
         self.samples = 0  # samples at 16 kHz
         self.loudness = Loudness()
@@ -62,7 +68,7 @@ class ChunkEncoder:
         self.samples += len(wav)
         self._waiting = np.concatenate((self._waiting, wav))
         chunks = []
-        while len(self._signal) + len(self._waiting) >= self._grid.plan.wav_length:
+        while len(self._signal) + len(self._waiting) >= self._span:
             chunks.append(self._next())
         if last:
             self._check_length()
@@ -70,29 +76,34 @@ class ChunkEncoder:
                 chunks.append(self._next())
         return chunks
 
-    @property
-    def codes(self) -> Codes:
-        """Every unit of the recording once; complete after the last block."""
-        skipped = self._grid.first_unit - self._grid.first_chunk * self._grid.chunk_units
-        codes = np.concatenate(self._codes)
-        return codes[skipped : skipped + self._grid.unit_count(self.samples)]
-
     def _next(self) -> Chunk:
         grid = self._grid
         # The filter's result depends in the last bit on how its input is cut. So it runs on
         # blocks that end where the chunks' spans end, wherever the recording's blocks did.
-        wanted = max(0, grid.plan.wav_length - len(self._signal))
+        wanted = max(0, self._span - len(self._signal))
         new, self._waiting = self._waiting[:wanted], self._waiting[wanted:]
         filtered = self._filter(new)
         self.loudness.add(filtered)
         silence = np.zeros(wanted - len(new), np.float32)
         self._signal = np.concatenate((self._signal, filtered, silence))
-        codes, latents = self._model.encode(self._signal[None, : grid.plan.wav_length])
-        self._signal = self._signal[grid.chunk :]
-        # Neighbours overlap: each chunk adds the units that the one before did not have.
-        self._codes.append(codes if not self._codes else codes[-grid.chunk_units :])
+        units = joined((self._shared, self._hear(self._signal[: self._span])))
+        chunk = Chunk(self._index, units)
+        self._signal = self._signal[self._span - grid.overlap :]
+        self._span = grid.overlap + grid.chunk
+        self._shared = units[grid.chunk_units :]
         self._index += 1
-        return Chunk(self._index - 1, latents)
+        return chunk
+
+    def _hear(self, wav: Samples) -> Stretch:
+        """The new units of the chunk that is next."""
+        grid, model = self._grid, self._model
+        units = model.encode(wav)
+        # Those that hear nothing yet are the same to the bit wherever they stand, for speaking
+        # a recording's units puts them there again.
+        first = self._index * grid.chunk_units + grid.plan.units - len(units)
+        silent = min(max(0, grid.first_unit - first), len(units))
+        units = joined((model.silence(silent), units[silent:]))
+        return Stretch(units.codes, units.latents, self._relative_pitch(units.pitch))
 
     def _check_length(self) -> None:
         if self.samples < FRAME_LENGTH:
@@ -102,26 +113,37 @@ class ChunkEncoder:
             )
 
 
-def unit_chunks(model: Model, codes: Codes, samples: int) -> Iterator[Chunk]:
-    """The codes of a whole recording of so many samples at 16 kHz, as its chunks."""
+def units_of(grid: Grid, chunks: Sequence[Chunk], samples: int) -> Stretch:
+    """All chunks of a recording of so many samples at 16 kHz -> its units, each once."""
+    skipped = grid.first_unit - grid.first_chunk * grid.chunk_units
+    new = [chunk.units[grid.context :] for chunk in chunks[1:]]
+    return joined((chunks[0].units, *new))[skipped : skipped + grid.unit_count(samples)]
+
+
+def chunks_of(model: Model, units: Stretch, samples: int) -> Iterator[Chunk]:
+    """The units of a recording of so many samples at 16 kHz -> its chunks."""
     grid = model.grid
-    before = grid.first_unit - grid.first_chunk * grid.chunk_units
     chunks = grid.chunks(samples)
-    total = (chunks - 1 - grid.first_chunk) * grid.chunk_units + grid.plan.units
-    padded = np.full(total, model.silent_unit, np.int64)
-    padded[before : before + len(codes)] = codes
+    before = grid.first_unit - grid.first_chunk * grid.chunk_units
+    total = (chunks - grid.first_chunk) * grid.chunk_units + grid.context
+    after = total - before - len(units)
+    padded = joined((model.silence(before), units, model.silence(after)))
     for index in range(grid.first_chunk, chunks):
         start = (index - grid.first_chunk) * grid.chunk_units
-        yield Chunk(index, model.latents(padded[start : start + grid.plan.units]))
+        yield Chunk(index, padded[start : start + grid.plan.units])
 
 
 class Voice:
-    """Chunk after chunk of latents -> samples at 16 kHz in one speaker's voice."""
+    """Chunk after chunk of units -> samples at 16 kHz in one speaker's voice."""
 
-    def __init__(self, model: Model, speaker: Samples, *, seed: int, temperature: float) -> None:
-        """``speaker``: the vector [1, E]."""
+    def __init__(
+        self, model: Model, speaker: Samples, *, seed: int, temperature: float, semitones: float
+    ) -> None:
+        """``speaker``: the vector [1, E]; ``semitones``: how much higher than the speaker's own
+        pitch to speak, of a model that is told the pitch."""
         self._model = model
         self._speaker = speaker
+        self._octaves = semitones / 12
         self._seed = seed
         self._temperature = temperature
         self._state = model.engine.initial_state(1)
@@ -131,7 +153,9 @@ class Voice:
         """The chunk's samples [CHUNK]; none for a chunk of the lead. Call in order, once each."""
         model, grid = self._model, self._model.grid
         used = slice(grid.plan.skip, grid.plan.skip + grid.plan.steps)
-        conditioning = model.condition(chunk.latents, self._speaker)[:, used]
+        pitch = shifted(chunk.units.pitch, self._octaves)
+        told = np.concatenate((chunk.units.latents, pitch), axis=1)
+        conditioning = model.condition(told[None], self._speaker)[:, used]
         if chunk.index < 0:
             self._feed_silence(chunk.index, conditioning)
             return np.zeros(0, np.float32)
@@ -209,18 +233,33 @@ class Session:
     samples, which is the input's own count where the rates are equal.
     """
 
-    def __init__(self, model: Model, voice: Voice, *, name: str, in_hz: int, out_hz: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        voice: Voice,
+        *,
+        name: str,
+        in_hz: int,
+        out_hz: int,
+        heard: list[Chunk] | None = None,
+    ) -> None:
+        """``heard``: a list to which all chunks of the recording are added."""
         self.encoder = ChunkEncoder(model, rate=in_hz, name=name)
         self._speech = Speech(voice, out_hz)
         self._rates = (in_hz, out_hz)
+        self._heard = heard
 
     def push(self, block: Samples) -> Samples:
         """The next input block [T] -> the output that it completes [T']."""
-        return self._speech.push(self.encoder.push(block), self.encoder.samples)
+        return self._say(self.encoder.push(block))
 
     def flush(self) -> Samples:
         """The end of the input -> the rest of the output; raises as ``ChunkEncoder.push``."""
-        chunks = self.encoder.push(np.zeros(0, np.float32), last=True)
-        tail = self._speech.push(chunks, self.encoder.samples)
+        tail = self._say(self.encoder.push(np.zeros(0, np.float32), last=True))
         total = resampled_length(self.encoder.pushed, *self._rates)
         return np.concatenate((tail, self._speech.finish(total)))
+
+    def _say(self, chunks: list[Chunk]) -> Samples:
+        if self._heard is not None:
+            self._heard += chunks
+        return self._speech.push(chunks, self.encoder.samples)
