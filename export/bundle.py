@@ -31,10 +31,11 @@ from vconv.manifest import (
 )
 
 from .checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from .comparison import Comparison
 from .golden import make_golden
 from .onnx import export_conditioner, export_encoder
 from .torchscript import export_decoder
-from .verify import Comparison, verify
+from .verify import verify
 from .verify_torch import network_of
 
 CLIP_SECONDS = 2.5

@@ -73,7 +73,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     where = path / "average.safetensors"
     tensors = parse_tensors(where.read_bytes(), str(where))
     check_tensors(tensors, expected_shapes(config.model, len(speakers)), str(where))
-    if not tensors["bottleneck.started"]:
+    if not tensors.get("bottleneck.started", True):
         raise ModelError(
             f"{path}: its bottleneck has no codebook yet (it starts after "
             f"{config.model.bottleneck.warmup_steps:,} steps); train on before exporting."

@@ -1,7 +1,7 @@
 """golden.npz: what the eager network makes of one fixed input, to hold everything else against.
 
-T samples, F frames, M mel bands, U units, D latent width, E speaker width, L layers, G gate
-channels, Q levels.
+T samples, F frames, M feature channels, U units, D latent width, E speaker width, C conditioning
+channels, L layers, G gate channels, Q levels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ from vconv.audio import MuLaw, decoder_codes
 from vconv.config import AudioConfig
 from vconv.errors import ModelError
 from vconv.geometry import Geometry, Plan
+from vconv.pitch import shifted
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vconv.nn.autoencoder import Autoencoder
+    from vconv.nn.wavenet import WaveNet
 
 LOGIT_STEPS = 1000
 SIGNAL_SECONDS = 1.5
+_SPARE_SECONDS = 0.5  # of the signal, beyond what the logits' units hear
 _SAMPLE_RATE = 16000
 _MAX_BYTES = 200_000_000  # all arrays together, unpacked
 
@@ -37,10 +42,12 @@ Floats = npt.NDArray[np.float32]
 class Golden:
     """The arrays of golden.npz.
 
-    signal [T]; features [F, M] normalised log-mel; encodings [U, D] before quantisation; latents
-    [U, D] after it; codes [U]; speaker [E]; conditioning [made, L * 2G], what the conditioner makes
-    of the first ``plan.units`` latents; forced [T'], the signal's own mu-law codes from sample
-    ``plan.left`` on; logits [1000, Q], which predict the first of them from the initial state.
+    signal [T]; features [F, M] normalised; encodings [U, D] before quantisation; latents [U, D]
+    after it; codes [U]; pitch [U, 2] (log2 of F0 in Hz, voicing; [U, 0] of a model without);
+    speaker [E]; conditioning [made, L * 2G] (or [made, C], see ``handed_over``), what the
+    conditioner makes of the first ``plan.units`` units; forced [T'], the signal's own mu-law codes
+    from sample ``plan.left`` on; logits [1000, Q], which predict the first of them from the
+    initial state.
     """
 
     signal: Floats
@@ -48,6 +55,7 @@ class Golden:
     encodings: Floats
     latents: Floats
     codes: npt.NDArray[np.int64]
+    pitch: Floats
     speaker: Floats
     conditioning: Floats
     forced: npt.NDArray[np.uint8]
@@ -67,11 +75,14 @@ class Golden:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 entries = {e.filename.removesuffix(".npy"): e for e in archive.infolist()}
                 wanted = {f.name for f in fields(cls)}
-                if set(entries) != wanted:
+                if set(entries) | {"pitch"} != wanted:
                     raise ValueError(f"it holds {', '.join(sorted(entries)) or 'nothing'}")
                 if sum(entry.file_size for entry in entries.values()) > _MAX_BYTES:
                     raise ValueError("its arrays are too large")
-                return cls(**{n: _array(archive.read(e), n) for n, e in entries.items()})
+                arrays = {n: _array(archive.read(e), n) for n, e in entries.items()}
+                # Bundles of format 1 have no pitch and do not say so.
+                arrays.setdefault("pitch", np.zeros((arrays["codes"].size, 0), np.float32))
+                return cls(**arrays)
         except (ValueError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise ModelError(f"{where}: not a whole golden file ({error}).") from None
 
@@ -96,10 +107,15 @@ def golden_plan(geometry: Geometry) -> tuple[Plan, int]:
     return geometry.plan(samples), samples
 
 
-def golden_signal() -> Floats:
+def golden_signal(geometry: Geometry) -> Floats:
     """A synthetic utterance [T]: pulses of a gliding pitch through three moving resonances, a
-    fricative's noise, and a pause. By formula, so that it belongs to nobody."""
-    time = np.arange(int(SIGNAL_SECONDS * _SAMPLE_RATE)) / _SAMPLE_RATE
+    fricative's noise, and a pause. By formula, so that it belongs to nobody.
+
+    It lasts 1.5 s, or what an encoder that looks far around needs, and goes on periodically.
+    """
+    needed = golden_plan(geometry)[0].wav_length / _SAMPLE_RATE + _SPARE_SECONDS
+    seconds = max(SIGNAL_SECONDS, needed)
+    time = np.arange(int(seconds * _SAMPLE_RATE)) / _SAMPLE_RATE
     # Raw bits, which numpy promises never to change, unlike the streams of its distributions.
     bits = np.random.Philox(key=20260101).random_raw(len(time) + 1)
     noise = np.diff((bits >> np.uint64(11)) * 2.0**-53 - 0.5)
@@ -132,38 +148,57 @@ def forced_codes(signal: Floats, audio: AudioConfig, samples: slice) -> npt.NDAr
     return codes[samples].astype(np.uint8)
 
 
+def joined(latents: Floats, pitch: Floats, prior: float | None) -> Floats:
+    """What the decoder is told of each unit: latents [U, D] and, of a model with pitch [U, 2], its
+    octaves above ``prior`` (the speakers' mean log2 F0) times voicing, and voicing: [U, D + 2]."""
+    return np.concatenate((latents, shifted(pitch, -(prior or 0.0))), axis=1)
+
+
+def handed_over(wavenet: WaveNet, channels: Tensor) -> Tensor:
+    """What conditioner.onnx gives an engine: conditioning channels [B, F, C] projected for every
+    layer [B, F, L * 2G], or, at the sample rate, where those would be too many, as they are."""
+    return wavenet.project(channels) if wavenet.hop > 1 else channels
+
+
 def make_golden(network: Autoencoder, audio: AudioConfig, speaker: int = 0) -> Golden:
     """Run the eager network, in evaluation mode on the CPU, over the fixed input."""
     import torch
 
     plan, samples = golden_plan(network.geometry)
-    signal = golden_signal()
+    signal = golden_signal(network.geometry)
     forced = forced_codes(signal, audio, slice(plan.left, plan.left + samples))
     wavenet = network.decoder.wavenet
+
+    def array(tensor: Tensor) -> npt.NDArray[Any]:
+        return np.ascontiguousarray(tensor[0].numpy())
+
     with torch.inference_mode():
-        features = network.features(torch.from_numpy(signal)[None])
-        encodings = network.bottleneck.latents(network.encoder(features))
-        codes = network.bottleneck.distances(encodings).argmin(2)
-        latents = network.bottleneck.lookup(codes)
+        wav = torch.from_numpy(signal)[None]
+        features = array(network.features(wav).transpose(1, 2))
+        encodings = network.latents(wav)
+        codes, quantised = network.bottleneck.quantise(encodings)
+        latents = array(quantised.transpose(1, 2))
+        pitch, prior = np.zeros((len(latents), 0), np.float32), None
+        if network.pitch is not None:
+            pitch = array(network.pitch(wav).transpose(1, 2))
+            prior = float(network.pitch.speaker_means.double().mean())
+        units = joined(latents, pitch, prior)[: plan.units]
         vector = network.speaker_vectors(torch.tensor([speaker]))
-        channels = network.condition(latents[:, :, : plan.units], vector)
+        channels = network.condition(torch.from_numpy(units).T[None], vector)
         previous = np.concatenate(([wavenet.silence], forced[:-1].astype(np.int64)))
         logits, _ = wavenet(
             torch.from_numpy(previous)[None],
             channels[:, plan.skip : plan.skip + plan.steps],
             wavenet.initial_state(1),
         )
-        conditioning = wavenet.project(channels)
-
-    def array(tensor: torch.Tensor) -> npt.NDArray[Any]:
-        return np.ascontiguousarray(tensor[0].numpy())
-
+        conditioning = handed_over(wavenet, channels)
     return Golden(
         signal=signal,
-        features=array(features.transpose(1, 2)),
+        features=features,
         encodings=array(encodings.transpose(1, 2)),
-        latents=array(latents.transpose(1, 2)),
+        latents=latents,
         codes=array(codes),
+        pitch=pitch,
         speaker=array(vector),
         conditioning=array(conditioning),
         forced=forced,

@@ -28,26 +28,32 @@ from torch import Tensor, nn
 from vconv.geometry import Span
 from vconv.nn.autoencoder import Autoencoder
 
+from .golden import handed_over
+
 OPSET = 20
 
 
 class EncoderGraph(nn.Module):
-    """waveform [B, T] -> codes [B, U], latents [B, U, D] (quantised)."""
+    """waveform [B, T] -> codes [B, U] (-1 without a codebook), latents [B, U, D] (quantised), and
+    of a network with pitch [B, U, 2]: log2 of F0 in Hz, voicing."""
 
     def __init__(self, network: Autoencoder) -> None:
         super().__init__()
         self.features = network.features
         self.encoder = network.encoder
         self.bottleneck = network.bottleneck
+        self.pitch = network.pitch
 
-    def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
         latents = self.bottleneck.latents(self.encoder(self.features(waveform)))
-        codes = self.bottleneck.distances(latents).argmin(2)
-        return codes, self.bottleneck.lookup(codes).transpose(1, 2)
+        codes, quantised = self.bottleneck.quantise(latents)
+        outputs = codes, quantised.transpose(1, 2)
+        return outputs if self.pitch is None else (*outputs, self.pitch(waveform).transpose(1, 2))
 
 
 class ConditionerGraph(nn.Module):
-    """latents [B, U, D], speaker [B, E] -> every layer's projection [B, F, L * 2G]."""
+    """latents [B, U, D] (D + 2 with pitch: see ``golden.joined``), speaker [B, E] -> every layer's
+    projection [B, F, L * 2G], or the channels [B, F, C] where F is at the sample rate."""
 
     def __init__(self, network: Autoencoder) -> None:
         super().__init__()
@@ -55,18 +61,19 @@ class ConditionerGraph(nn.Module):
 
     def forward(self, latents: Tensor, speaker: Tensor) -> Tensor:
         channels = self.decoder.conditioner(latents.transpose(1, 2), speaker)
-        return self.decoder.wavenet.project(channels)
+        return handed_over(self.decoder.wavenet, channels)
 
 
 def export_encoder(network: Autoencoder, path: Path, metadata: Mapping[str, Any]) -> None:
     """Write encoder.onnx of a network in evaluation mode; B and T are free."""
     samples = len(network.geometry.unit_inputs(Span(0, 3)))
+    names = ("codes", "latents") if network.pitch is None else ("codes", "latents", "pitch")
     _export(
         EncoderGraph(network),
         path,
         {"waveform": torch.zeros(2, samples)},
         dynamic={"waveform": {0: "batch", 1: "samples"}},
-        outputs={"codes": {0: "batch", 1: "units"}, "latents": {0: "batch", 1: "units"}},
+        outputs={name: {0: "batch", 1: "units"} for name in names},
         metadata=metadata,
     )
 
@@ -74,7 +81,7 @@ def export_encoder(network: Autoencoder, path: Path, metadata: Mapping[str, Any]
 def export_conditioner(network: Autoencoder, path: Path, metadata: Mapping[str, Any]) -> None:
     """Write conditioner.onnx of a network in evaluation mode; B and U are free."""
     units = network.geometry.plan(network.geometry.unit_hop).units + 3
-    latents = torch.zeros(2, units, network.bottleneck.codebook.shape[1])
+    latents = torch.zeros(2, units, network.decoder.conditioner.mix.in_channels)
     _export(
         ConditionerGraph(network),
         path,

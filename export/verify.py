@@ -8,59 +8,41 @@ executable code and is run only when its author is trusted.
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vconv.bundle import CONDITIONER, DECODER, ENCODER, GOLDEN, SPEAKERS, WEIGHTS, Bundle
-from vconv.config import AudioConfig
 from vconv.engines import Engine, create_engine
 from vconv.errors import ModelError, SetupError
-from vconv.geometry import FRAME_LENGTH, Geometry, Span
+from vconv.geometry import FEATURES, FRAME_HOP, FRAMING, Geometry, Span
 from vconv.onnxfile import GraphTensor, graph_tensors
-from vconv.weights import FEATURE_CHANNELS, Tensors
+from vconv.weights import Tensors
 
-from .golden import LOGIT_STEPS, Golden, forced_codes, golden_plan, golden_signal
+from .comparison import (
+    PITCH_TOLERANCE,
+    TOLERANCE,
+    Comparison,
+    UnitGaps,
+    Units,
+    among,
+    difference,
+    nearest,
+    pitch_gap,
+    quantised,
+    severity,
+    worst,
+)
+from .definitions import fixed_numbers, pitch_of, scalar_levels
+from .golden import LOGIT_STEPS, Golden, forced_codes, golden_plan, golden_signal, joined
 
-TOLERANCE = 1e-4
-# Two codes nearer to each other than this (in squared distance to the encoding) may change places
-# when float32 sums are taken in another order.
-CODE_MARGIN = 1e-2
-# The encoder's DFT and mel filters, computed in float32 there and in float64 here.
-FILTER_TOLERANCE = 1e-4
+# What is fixed by definition, computed in float32 there and in float64 here.
+FIXED_TOLERANCE = 1e-4
 _CHUNK_UNITS = 8
 # Tensors of these parts that evaluation never reads.
 _TRAINING_ONLY = ("ema_count", "ema_sum", "started", "num_batches_tracked")
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One check: its figure must not exceed its bound. Without a figure it was not made, and
-    the note says why."""
-
-    name: str
-    figure: float | None
-    bound: float
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.figure is None or self.figure <= self.bound  # NaN fails
-
-    def __str__(self) -> str:
-        note = f" ({self.note})" if self.note else ""
-        if self.figure is None:
-            return f"-     {self.name}: not compared{note}"
-        verdict = "ok   " if self.passed else "FAIL "
-        return f"{verdict} {self.name}: {self.figure:.3g} <= {self.bound:.3g}{note}"
 
 
 def verify(path: str | os.PathLike[str], *, trust_code: bool = False) -> list[Comparison]:
@@ -84,13 +66,18 @@ def comparisons(bundle: Bundle, *, trust_code: bool = False) -> Iterator[Compari
         difference(bundle.speaker_vectors, tensors["speakers.weight"]),
         0,
     )
+    levels = scalar_levels(bundle.config.bottleneck.levels)
+    if levels.keys() <= tensors.keys():
+        gap = worst(*(difference(tensors[name], wanted) for name, wanted in levels.items()))
+        yield Comparison(f"{WEIGHTS}: codebook against its formula", gap, FIXED_TOLERANCE)
     golden = Golden.from_bytes(bundle.read(GOLDEN), str(bundle.path / GOLDEN))
     _check_shapes(bundle, golden)
     yield from _golden_in_itself(bundle, golden)
-    yield from _constants(bundle, ENCODER, ("features.*", "encoder.*", "bottleneck.*"))
-    yield from _constants(
-        bundle, CONDITIONER, ("decoder.conditioner.*", "decoder.wavenet.layers.*.condition.*")
-    )
+    fixed = fixed_numbers(bundle.config)
+    yield from _constants(bundle, ENCODER, ("features.*", "encoder.*", "bottleneck.*"), fixed)
+    projections = "decoder.wavenet.layers.*.condition.*"
+    projected = (projections,) if bundle.geometry.conditioning_hop > 1 else ()
+    yield from _constants(bundle, CONDITIONER, ("decoder.conditioner.*", *projected), {})
     yield from _encoder(bundle, golden)
     yield from _conditioner(bundle, golden)
     yield from _engine(bundle, golden, "native")
@@ -115,47 +102,25 @@ def comparisons(bundle: Bundle, *, trust_code: bool = False) -> Iterator[Compari
         )
 
 
-def difference(found: Array, wanted: Array) -> float:
-    """The greatest absolute difference; infinite where the shapes differ."""
-    if found.shape != wanted.shape:
-        return math.inf
-    if found.size == 0:
-        return 0.0
-    return float(np.max(np.abs(found.astype(np.float64) - wanted.astype(np.float64))))
-
-
-def decided(encodings: Array, codebook: Array) -> npt.NDArray[np.bool_]:
-    """Where the nearest code wins by more than ``CODE_MARGIN``: encodings [..., D] -> [...]."""
-    two = np.partition(_distances(encodings, codebook), 1, axis=-1)[..., :2]
-    margin: npt.NDArray[np.bool_] = two[..., 1] - two[..., 0] > CODE_MARGIN
-    return margin
-
-
-def _distances(encodings: Array, codebook: Array) -> npt.NDArray[np.float64]:
-    codes = codebook.astype(np.float64)
-    distances: npt.NDArray[np.float64] = (codes**2).sum(1) - 2 * encodings.astype(
-        np.float64
-    ) @ codes.T
-    return distances
-
-
 def _check_shapes(bundle: Bundle, golden: Golden) -> None:
     """Before anything is computed with them."""
     config, geometry = bundle.config, bundle.geometry
     decoder, audio = config.decoder, config.audio
     plan, samples = golden_plan(geometry)
-    length = len(golden_signal())
-    units = len(geometry.encoder.outputs(Span(0, length)))
-    frames = (length - FRAME_LENGTH) // (geometry.unit_hop // 2) + 1
-    width = decoder.blocks * decoder.layers * 2 * decoder.gate_channels
+    whole = Span(0, len(golden_signal(geometry)))
+    units = len(geometry.encoder.outputs(whole))
+    frames = len((FRAMING + FEATURES[config.features.kind]).outputs(whole))
+    projections = decoder.blocks * decoder.layers * 2 * decoder.gate_channels
+    projected = geometry.conditioning_hop > 1
     for name, shape in {
-        "signal": (length,),
-        "features": (frames, FEATURE_CHANNELS[config.features.kind]),
-        "encodings": (units, config.bottleneck.dim),
-        "latents": (units, config.bottleneck.dim),
+        "signal": (len(whole),),
+        "features": (frames, config.features.channels),
+        "encodings": (units, config.latents),
+        "latents": (units, config.latents),
         "codes": (units,),
+        "pitch": (units, config.conditions - config.latents),
         "speaker": (decoder.speaker_dim,),
-        "conditioning": (plan.made, width),
+        "conditioning": (plan.made, projections if projected else decoder.conditioning_channels),
         "forced": (samples,),
         "logits": (LOGIT_STEPS, audio.levels),
     }.items():
@@ -169,31 +134,41 @@ def _check_shapes(bundle: Bundle, golden: Golden) -> None:
 
 
 def _golden_in_itself(bundle: Bundle, golden: Golden) -> Iterator[Comparison]:
-    codebook = bundle.tensors["bottleneck.codebook"]
+    geometry = bundle.geometry
     yield Comparison(
-        f"{GOLDEN}: signal against its formula", difference(golden.signal, golden_signal()), 1e-6
+        f"{GOLDEN}: signal against its formula",
+        difference(golden.signal, golden_signal(geometry)),
+        1e-6,
     )
-    plan, samples = golden_plan(bundle.geometry)
-    forced = _forced(golden.signal, bundle.config.audio, plan.left, samples)
+    plan, samples = golden_plan(geometry)
+    excerpt = slice(plan.left, plan.left + samples)
+    forced = forced_codes(golden.signal, bundle.config.audio, excerpt)
     yield Comparison(
         f"{GOLDEN}: forced codes that are not the signal's",
         float(np.count_nonzero(golden.forced != forced)),
         0,
     )
-    nearest = _distances(golden.encodings, codebook).argmin(-1)
-    clear = decided(golden.encodings, codebook)
+    codes, decided = nearest(golden.encodings, bundle.codebook)
     yield Comparison(
         f"{GOLDEN}: codes that are not the nearest",
-        float(np.count_nonzero(clear & (golden.codes != nearest))),
+        float(np.count_nonzero(decided & (golden.codes != codes))),
         0,
-        _among(clear),
+        among(decided),
     )
-    in_range = np.clip(golden.codes, 0, len(codebook) - 1)
+    source = "encodings" if bundle.codebook is None else "codebook"
     yield Comparison(
-        f"{GOLDEN}: latents against the codebook",
-        difference(golden.latents, codebook[in_range]),
+        f"{GOLDEN}: latents against the {source}",
+        difference(golden.latents, quantised(golden.encodings, golden.codes, bundle.codebook)),
         0,
     )
+    if bundle.pitch_prior is not None:
+        pitch, clear = pitch_of(golden.signal[None], geometry)
+        yield Comparison(
+            f"{GOLDEN}: pitch against its definition",
+            pitch_gap(golden.pitch[None], pitch, clear),
+            PITCH_TOLERANCE,
+            f"of {np.count_nonzero(clear)} units; {np.count_nonzero(~clear)} more have two peaks",
+        )
     yield Comparison(
         f"{GOLDEN}: speaker against {SPEAKERS}",
         float(np.abs(bundle.speaker_vectors - golden.speaker).max(1).min()),
@@ -201,39 +176,32 @@ def _golden_in_itself(bundle: Bundle, golden: Golden) -> Iterator[Comparison]:
     )
 
 
-def _forced(signal: Array, audio: AudioConfig, left: int, samples: int) -> Array:
-    return forced_codes(signal, audio, slice(left, left + samples))
-
-
-def _constants(bundle: Bundle, file: str, patterns: tuple[str, ...]) -> Iterator[Comparison]:
-    """Every number in an ONNX file is a weight under its name, or follows from the code."""
+def _constants(
+    bundle: Bundle, file: str, patterns: tuple[str, ...], fixed: Tensors
+) -> Iterator[Comparison]:
+    """Every number in an ONNX file is a weight under its name, or fixed by definition."""
     weights = _read_by(bundle.tensors, patterns)
-    fixed = _fixed(bundle) if file == ENCODER else {}
     gaps: dict[str, float] = {}
     strange = []
     for tensor in graph_tensors(bundle.read(file), str(bundle.path / file)):
         wanted = weights.get(tensor.name, fixed.get(tensor.name))
         if wanted is not None:
             gap = difference(tensor.array, wanted)
-            gaps[tensor.name] = max(gap, gaps.get(tensor.name, 0.0), key=_severity)
+            gaps[tensor.name] = worst(gap, gaps.get(tensor.name, 0.0))
         elif not _harmless(tensor):
             strange.append(tensor.name)
     missing = sorted((weights.keys() | fixed.keys()) - gaps.keys())
     for what, names, bound in (
         (f"weights against {WEIGHTS}", weights, 0.0),
-        ("filters against their definition", fixed, FILTER_TOLERANCE),
+        ("filters against their definition", fixed, FIXED_TOLERANCE),
     ):
         found = {name: gap for name, gap in gaps.items() if name in names}
         if found:
-            worst = max(found, key=lambda name: _severity(found[name]))
-            note = f"at {worst}" if found[worst] else f"{len(found)} tensors"
-            yield Comparison(f"{file}: {what}", found[worst], bound, note)
+            at = max(found, key=lambda name: severity(found[name]))
+            note = f"at {at}" if found[at] else f"{len(found)} tensors"
+            yield Comparison(f"{file}: {what}", found[at], bound, note)
     yield Comparison(f"{file}: weights missing", len(missing), 0, ", ".join(missing[:3]))
     yield Comparison(f"{file}: numbers of unknown origin", len(strange), 0, ", ".join(strange[:3]))
-
-
-def _severity(gap: float) -> float:
-    return math.inf if math.isnan(gap) else gap
 
 
 def _read_by(tensors: Tensors, patterns: tuple[str, ...]) -> Tensors:
@@ -246,22 +214,6 @@ def _read_by(tensors: Tensors, patterns: tuple[str, ...]) -> Tensors:
     }
 
 
-def _fixed(bundle: Bundle) -> Tensors:
-    """The features' DFT basis and mel filters, from their definition (docs/bundle-format.md)."""
-    rate, fft = bundle.config.audio.sample_rate, 512
-    time, bins = np.arange(FRAME_LENGTH), np.arange(fft // 2 + 1)
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * time / FRAME_LENGTH)
-    phase = 2 * np.pi * (bins[:, None] * time % fft) / fft
-    basis = np.concatenate([np.cos(phase), np.sin(phase)]) * window
-    bands = FEATURE_CHANNELS[bundle.config.features.kind]
-    top = 2595 * math.log10(1 + rate / 2 / 700)  # the HTK mel scale
-    edges = 700 * (10 ** (np.linspace(0, top, bands + 2) / 2595) - 1)
-    hertz = bins * rate / fft
-    low, centre, high = (edges[i : i + bands, None] for i in range(3))
-    slopes = np.minimum((hertz - low) / (centre - low), (high - hertz) / (high - centre))
-    return {"features.basis": basis[:, None], "features.filters": np.clip(slopes, 0, None)}
-
-
 def _harmless(tensor: GraphTensor) -> bool:
     """A scalar, zeros (absent biases), or a short list of whole numbers (shapes and axes)."""
     whole = tensor.values.dtype.kind in "iub"
@@ -269,39 +221,22 @@ def _harmless(tensor: GraphTensor) -> bool:
 
 
 def _encoder(bundle: Bundle, golden: Golden) -> Iterator[Comparison]:
-    encoder = bundle.encoder()
-    clear = decided(golden.encodings, bundle.tensors["bottleneck.codebook"])
-    codes, latents = encoder(golden.signal[None])
-    if codes.shape != (1, len(clear)):
-        yield Comparison(f"{ENCODER}: units it makes of the signal", math.inf, 0, str(codes.shape))
-        return
-    same = codes[0] == golden.codes
-    yield Comparison(
-        f"{ENCODER}: codes against golden, differing",
-        float(np.count_nonzero(clear & ~same)),
-        0,
-        _among(clear),
-    )
-    yield Comparison(
-        f"{ENCODER}: latents against golden, where the codes agree",
-        difference(latents[0][same], golden.latents[same]),
-        TOLERANCE,
-    )
-    pieces = [
-        encoder(golden.signal[None, span.start : span.stop])[0][0]
-        for span in _spans(bundle.geometry, len(golden.codes))
-    ]
-    yield Comparison(
-        f"{ENCODER}: codes in chunks against one shot, differing",
-        float(np.count_nonzero(clear & (np.concatenate(pieces) != codes[0]))),
-        0,
-    )
-    both, _ = encoder(np.stack([golden.signal[::-1], golden.signal]))
-    yield Comparison(
-        f"{ENCODER}: codes in a batch against alone, differing",
-        float(np.count_nonzero(clear & (both[1] != codes[0]))),
-        0,
-    )
+    encoder, signal = bundle.encoder(), golden.signal[None]
+    _, decided = nearest(golden.encodings[None], bundle.codebook)
+    clear = None if bundle.pitch_prior is None else pitch_of(signal, bundle.geometry)[1]
+    whole = encoder(signal)
+    spans = _spans(bundle.geometry, len(golden.codes))
+    pieces = [encoder(signal[:, span.start : span.stop]) for span in spans]
+    codes, latents, pitch = (np.concatenate(parts, 1) for parts in zip(*pieces, strict=True))
+    both = encoder(np.stack([golden.signal[::-1], golden.signal]))
+    for what, found, wanted in (
+        ("against golden", whole, _batched(golden)),
+        ("in chunks against one shot", (codes, latents, pitch), whole),
+        ("in a batch against alone", (both[0][1:], both[1][1:], both[2][1:]), whole),
+    ):
+        gaps = UnitGaps()
+        gaps.add(found, wanted, decided, clear)
+        yield from gaps.comparisons(what)
 
 
 def _spans(geometry: Geometry, units: int) -> list[Span]:
@@ -314,23 +249,25 @@ def _spans(geometry: Geometry, units: int) -> list[Span]:
 def _conditioner(bundle: Bundle, golden: Golden) -> Iterator[Comparison]:
     conditioner, geometry = bundle.conditioner(), bundle.geometry
     plan, _ = golden_plan(geometry)
+    units = joined(golden.latents, golden.pitch, bundle.pitch_prior)[None]
     speaker = golden.speaker[None]
-    found = conditioner(golden.latents[None, : plan.units], speaker)
+    found = conditioner(units[:, : plan.units], speaker)
     yield Comparison(
         f"{CONDITIONER}: conditioning against golden",
         difference(found[0], golden.conditioning),
         TOLERANCE,
     )
-    whole = conditioner(golden.latents[None], speaker)[0]
+    whole = conditioner(units, speaker)[0]
     chunk = geometry.plan(geometry.unit_hop)
     steps = geometry.unit_hop // geometry.conditioning_hop
-    worst = 0.0
-    for first in range(0, len(golden.latents) - chunk.units + 1):
-        piece = conditioner(golden.latents[None, first : first + chunk.units], speaker)[0]
+    gap = 0.0
+    for first in range(units.shape[1] - chunk.units + 1):
+        piece = conditioner(units[:, first : first + chunk.units], speaker)[0]
         used = slice(chunk.skip, chunk.skip + chunk.steps)
         start = first * steps
-        worst = max(worst, difference(piece[used], whole[start + used.start : start + used.stop]))
-    yield Comparison(f"{CONDITIONER}: in chunks against one shot", worst, TOLERANCE)
+        wanted = whole[start + used.start : start + used.stop]
+        gap = worst(gap, difference(piece[used], wanted))
+    yield Comparison(f"{CONDITIONER}: in chunks against one shot", gap, TOLERANCE)
 
 
 def _engine(bundle: Bundle, golden: Golden, name: str) -> Iterator[Comparison]:
@@ -345,7 +282,8 @@ def _engine(bundle: Bundle, golden: Golden, name: str) -> Iterator[Comparison]:
 
 def score_comparisons(bundle: Bundle, golden: Golden, engine: Engine) -> Iterator[Comparison]:
     """Teacher-forced logits of an engine: against golden, and in chunks against one shot."""
-    plan, _ = golden_plan(bundle.geometry)
+    geometry = bundle.geometry
+    plan, samples = golden_plan(geometry)
     conditioning = golden.conditioning[None, plan.skip : plan.skip + plan.steps]
     forced = golden.forced[None]
     whole, _ = engine.score(conditioning, forced, engine.initial_state(1))
@@ -355,9 +293,10 @@ def score_comparisons(bundle: Bundle, golden: Golden, engine: Engine) -> Iterato
         TOLERANCE,
     )
     state, pieces = engine.initial_state(1), []
-    for frame in range(forced.shape[1] // engine.hop):
-        codes = forced[:, frame * engine.hop : (frame + 1) * engine.hop]
-        logits, state = engine.score(conditioning[:, frame : frame + 2], codes, state)
+    for first in range(0, samples, FRAME_HOP):
+        step = first // engine.hop
+        steps = conditioning[:, step : step + geometry.conditioning_steps(FRAME_HOP)]
+        logits, state = engine.score(steps, forced[:, first : first + FRAME_HOP], state)
         pieces.append(logits)
     yield Comparison(
         f"{engine.name} engine: in chunks against one shot",
@@ -366,8 +305,5 @@ def score_comparisons(bundle: Bundle, golden: Golden, engine: Engine) -> Iterato
     )
 
 
-def _among(clear: npt.NDArray[np.bool_]) -> str:
-    return (
-        f"of {np.count_nonzero(clear)} units; {np.count_nonzero(~clear)} more have two codes "
-        f"within {CODE_MARGIN:g}"
-    )
+def _batched(golden: Golden) -> Units:
+    return golden.codes[None], golden.latents[None], golden.pitch[None]

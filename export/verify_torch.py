@@ -11,16 +11,30 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vconv.bundle import CONDITIONER, DECODER, ENCODER, GOLDEN, WEIGHTS, Bundle
+from vconv.bundle import CONDITIONER, DECODER, GOLDEN, WEIGHTS, Bundle
 from vconv.config import ModelConfig
 from vconv.errors import ModelError
-from vconv.geometry import Span
+from vconv.geometry import FRAME_HOP, Span
 from vconv.nn.autoencoder import Autoencoder, build_autoencoder
 from vconv.weights import Tensors
 
-from .golden import LOGIT_STEPS, Floats, Golden, golden_plan
+from .comparison import (
+    DRAW_MARGIN,
+    PITCH_TOLERANCE,
+    TOLERANCE,
+    Comparison,
+    UnitGaps,
+    Units,
+    difference,
+    drawn_inside,
+    nearest,
+    pitch_gap,
+    severity,
+    worst,
+)
+from .definitions import pitch_of
+from .golden import LOGIT_STEPS, Floats, Golden, golden_plan, handed_over, joined
 from .torchscript import load_decoder, stored_numbers, whole_decoder
-from .verify import TOLERANCE, Comparison, decided, difference
 
 
 def load_network(bundle: Bundle) -> Autoencoder:
@@ -32,22 +46,23 @@ def eager_comparisons(bundle: Bundle, golden: Golden) -> Iterator[Comparison]:
     """The network of weights.safetensors against golden, and the ONNX files against it at other
     lengths and batch sizes."""
     network = load_network(bundle)
-    wavenet = network.decoder.wavenet
-    plan, samples = golden_plan(bundle.geometry)
+    geometry, wavenet = bundle.geometry, network.decoder.wavenet
+    plan, samples = golden_plan(geometry)
+    units = joined(golden.latents, golden.pitch, bundle.pitch_prior)[: plan.units]
     with torch.inference_mode():
         features = network.features(_tensor(golden.signal)[None])
         encodings = network.bottleneck.latents(network.encoder(features))
-        latents = _tensor(golden.latents[: plan.units]).T[None]
-        channels = network.condition(latents, _tensor(golden.speaker)[None])
+        channels = network.condition(_tensor(units).T[None], _tensor(golden.speaker)[None])
         previous = np.concatenate(([wavenet.silence], golden.forced[:-1].astype(np.int64)))
         inputs = _tensor(previous)[None]
         used = channels[:, plan.skip : plan.skip + plan.steps]
         logits, _ = wavenet(inputs, used, wavenet.initial_state(1))
-        conditioning = wavenet.project(channels)
+        conditioning = handed_over(wavenet, channels)
         state, pieces = wavenet.initial_state(1), []
-        for frame in range(samples // wavenet.hop):
-            block = inputs[:, frame * wavenet.hop : (frame + 1) * wavenet.hop]
-            piece, state = wavenet(block, used[:, frame : frame + 2], state)
+        for first in range(0, samples, FRAME_HOP):
+            step = first // wavenet.hop
+            steps = used[:, step : step + geometry.conditioning_steps(FRAME_HOP)]
+            piece, state = wavenet(inputs[:, first : first + FRAME_HOP], steps, state)
             pieces.append(piece)
     for name, found, wanted in (
         ("features", features[0].T, golden.features),
@@ -63,42 +78,57 @@ def eager_comparisons(bundle: Bundle, golden: Golden) -> Iterator[Comparison]:
         difference(_array(torch.cat(pieces, 1)), _array(logits)),
         TOLERANCE,
     )
-    yield from _onnx(bundle, golden, network)
+    yield from _encoder(bundle, golden, network)
+    yield from _conditioner(bundle, golden, network)
 
 
-def _onnx(bundle: Bundle, golden: Golden, network: Autoencoder) -> Iterator[Comparison]:
-    encoder, conditioner = bundle.encoder(), bundle.conditioner()
-    geometry = bundle.geometry
-    codebook = bundle.tensors["bottleneck.codebook"]
+def _encoder(bundle: Bundle, golden: Golden, network: Autoencoder) -> Iterator[Comparison]:
+    encoder, geometry = bundle.encoder(), bundle.geometry
     shortest = len(geometry.unit_inputs(Span(0, 1)))
     lengths = (shortest, shortest + geometry.unit_hop - 1, 2 * shortest, 3 * shortest + 7)
-    fewest = geometry.plan(geometry.unit_hop).units - 1
-    differing, latents_gap, conditioning_gap = 0, 0.0, 0.0
+    gaps = UnitGaps()
     for batch in (1, 2, 3):
         for samples in lengths:
             wav = _excerpts(golden.signal, batch, samples)
-            encodings = network.bottleneck.latents(network.encoder(network.features(_tensor(wav))))
-            wanted = _array(network.bottleneck.distances(encodings).argmin(2))
-            codes, latents = encoder(wav)
-            if codes.shape != wanted.shape:
-                differing += wanted.size
-                continue
-            clear = decided(_array(encodings.transpose(1, 2)), codebook)
-            differing += int(np.count_nonzero(clear & (codes != wanted)))
-            latents_gap = max(latents_gap, difference(latents, codebook[codes]))
-        speakers = bundle.speaker_vectors[np.arange(batch) % len(bundle.speakers)]
-        for units in (fewest, fewest + 1, len(golden.latents)):
-            z = np.stack([np.roll(golden.latents, lane, 0)[:units] for lane in range(batch)])
-            channels = network.condition(_tensor(z).transpose(1, 2), _tensor(speakers))
-            made = _array(network.decoder.wavenet.project(channels))
-            conditioning_gap = max(conditioning_gap, difference(conditioner(z, speakers), made))
+            wanted, encodings = _units(network, wav)
+            _, decided = nearest(encodings, bundle.codebook)
+            clear = None if network.pitch is None else pitch_of(wav, geometry)[1]
+            gaps.add(encoder(wav), wanted, decided, clear)
     note = f"batches of 1 to 3, {lengths[0]:,} to {lengths[-1]:,} samples"
-    yield Comparison(f"{ENCODER}: codes against eager, differing", differing, 0, note)
-    yield Comparison(f"{ENCODER}: latents against the codebook", latents_gap, TOLERANCE, note)
-    note = f"batches of 1 to 3, {fewest} to {len(golden.latents)} units"
-    yield Comparison(
-        f"{CONDITIONER}: conditioning against eager", conditioning_gap, TOLERANCE, note
+    yield from gaps.comparisons("against eager", note)
+    if network.pitch is not None:
+        (_, _, pitch), _ = _units(network, golden.signal[None])
+        clear = pitch_of(golden.signal[None], geometry)[1]
+        gap = pitch_gap(pitch, golden.pitch[None], clear)
+        yield Comparison(f"eager pitch against {GOLDEN}", gap, PITCH_TOLERANCE)
+
+
+def _units(network: Autoencoder, wav: Floats) -> tuple[Units, Floats]:
+    """wav [B, T] -> what the encoder should give of it, and encodings [B, U, D]."""
+    x = _tensor(wav)
+    encodings = network.latents(x)
+    codes, latents = network.bottleneck.quantise(encodings)
+    pitch = latents[:, :0] if network.pitch is None else network.pitch(x)
+    return (
+        (_array(codes), _array(latents.transpose(1, 2)), _array(pitch.transpose(1, 2))),
+        _array(encodings.transpose(1, 2)),
     )
+
+
+def _conditioner(bundle: Bundle, golden: Golden, network: Autoencoder) -> Iterator[Comparison]:
+    conditioner, geometry = bundle.conditioner(), bundle.geometry
+    units = joined(golden.latents, golden.pitch, bundle.pitch_prior)
+    fewest = geometry.plan(geometry.unit_hop).units - 1
+    gap = 0.0
+    for batch in (1, 2, 3):
+        speakers = bundle.speaker_vectors[np.arange(batch) % len(bundle.speakers)]
+        for count in (fewest, fewest + 1, len(units)):
+            z = np.stack([np.roll(units, lane, 0)[:count] for lane in range(batch)])
+            channels = network.condition(_tensor(z).transpose(1, 2), _tensor(speakers))
+            wanted = _array(handed_over(network.decoder.wavenet, channels))
+            gap = worst(gap, difference(conditioner(z, speakers), wanted))
+    note = f"batches of 1 to 3, {fewest} to {len(units)} units"
+    yield Comparison(f"{CONDITIONER}: conditioning against eager", gap, TOLERANCE, note)
 
 
 def decoder_numbers(bundle: Bundle) -> Iterator[Comparison]:
@@ -110,15 +140,15 @@ def decoder_numbers(bundle: Bundle) -> Iterator[Comparison]:
     own = whole_decoder(load_network(bundle)).save_to_buffer()
     theirs = [_floats(data) for data in stored_numbers(bundle.read(DECODER), where)]
     ours = [_floats(data) for data in stored_numbers(own, where)]
-    worst = 0.0
+    gap = 0.0
     for wanted in ours:
         gaps = [difference(found, wanted) for found in theirs if found.shape == wanted.shape]
-        worst = max(worst, min(gaps, default=math.inf))
+        gap = worst(gap, min(gaps, default=math.inf, key=severity))
     for found in theirs:
         gaps = [difference(found, wanted) for wanted in ours if found.shape == wanted.shape]
-        worst = max(worst, min(gaps, default=math.inf))
+        gap = worst(gap, min(gaps, default=math.inf, key=severity))
     yield Comparison(
-        f"{DECODER}: tensors against {WEIGHTS}, packed", worst, 1e-6, f"{len(ours)} tensors"
+        f"{DECODER}: tensors against {WEIGHTS}, packed", gap, 1e-6, f"{len(ours)} tensors"
     )
 
 
@@ -129,7 +159,7 @@ def decoder_comparisons(bundle: Bundle, golden: Golden) -> Iterator[Comparison]:
     plan, samples = golden_plan(bundle.geometry)
     hop = bundle.geometry.unit_hop
     chunk = bundle.geometry.plan(hop).units
-    latents = _tensor(golden.latents[None, : plan.units])
+    latents = _tensor(joined(golden.latents, golden.pitch, bundle.pitch_prior)[None, : plan.units])
     speaker, forced = _tensor(golden.speaker[None]), _tensor(golden.forced[None])
     bits = np.random.Philox(key=1).random_raw(samples) >> np.uint64(40)
     uniforms = _tensor(bits.astype(np.float32) * np.float32(2.0**-24))[None]
@@ -140,14 +170,17 @@ def decoder_comparisons(bundle: Bundle, golden: Golden) -> Iterator[Comparison]:
             start = decoder.initial_state(1)
             logits, _ = decoder.score(latents, speaker, forced, start)
             codes, _ = decoder(latents, speaker, uniforms, 1.0, start)
-            following, drawing = start, start
+            own, _ = decoder.score(latents, speaker, codes, start)
+            following, behind = start, start
             for first in range(samples // hop):
                 units = latents[:, first : first + chunk]
                 here = slice(first * hop, (first + 1) * hop)
                 piece, following = decoder.score(units, speaker, forced[:, here], following)
                 pieces.append(piece)
-                piece, drawing = decoder(units, speaker, uniforms[:, here], 1.0, drawing)
+                piece, _ = decoder(units, speaker, uniforms[:, here], 1.0, behind)
                 drawn.append(piece)
+                # Each chunk begins after what was drawn in one shot, to be compared with it.
+                _, behind = decoder.score(units, speaker, codes[:, here], behind)
     except (RuntimeError, AttributeError, ValueError, torch.jit.Error) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{where}: cannot be run ({lines[-1]}).") from None
@@ -161,11 +194,22 @@ def decoder_comparisons(bundle: Bundle, golden: Golden) -> Iterator[Comparison]:
         difference(_array(torch.cat(pieces, 1)), _array(logits)),
         TOLERANCE,
     )
+    inside = drawn_inside(_array(own[0]), _array(codes[0]), _array(uniforms[0]))
+    note = f"of {samples}; {np.count_nonzero(abs(inside) <= DRAW_MARGIN)} of them on a border"
+    yield Comparison(
+        f"{DECODER}: draws that their logits do not give",
+        float(np.count_nonzero(inside < -DRAW_MARGIN)),
+        0,
+        note,
+    )
+    # Where a draw may fall to either side, those after it follow another history.
+    differs = _array((torch.cat(drawn, 1) != codes)[0]).reshape(-1, hop)
+    firsts = differs.argmax(1) + hop * np.arange(len(differs))
     yield Comparison(
         f"{DECODER}: draws in chunks against one shot, differing",
-        float((torch.cat(drawn, 1) != codes).sum()),
+        float(np.count_nonzero(differs.any(1) & (inside[firsts] > DRAW_MARGIN))),
         0,
-        f"of {samples}",
+        note,
     )
 
 

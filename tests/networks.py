@@ -2,12 +2,8 @@
 
 import torch
 
-from vconv.config import (
-    BottleneckConfig,
-    DecoderConfig,
-    EncoderConfig,
-    ModelConfig,
-)
+from tiny_model import MEMBERS, varied
+from vconv.config import BottleneckConfig, DecoderConfig, EncoderConfig, ModelConfig
 from vconv.nn.autoencoder import Autoencoder, build_autoencoder
 
 CONFIG = ModelConfig(
@@ -25,22 +21,29 @@ CONFIG = ModelConfig(
 )
 
 
-def network(*, quantised: bool = True, seed: int = 0, speakers: int = 4) -> Autoencoder:
-    """A network whose batch-norm statistics, codebook and weights are all random."""
+def network(
+    member: str = "vq", *, quantised: bool = True, seed: int = 0, speakers: int = 4
+) -> Autoencoder:
+    """A network of a member of the family whose batch-norm statistics, codebook and weights are
+    all random; its speakers' pitches lie between 100 and 250 Hz. Without ``quantised`` its
+    codebook, if it learns one, has not started."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_autoencoder(CONFIG, speakers)
+        model = build_autoencoder(varied(CONFIG, MEMBERS[member]), speakers)
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm1d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
                 module.weight.data.uniform_(0.5, 1.5)
                 module.bias.data.normal_(0, 0.1)
-        if quantised:
-            model.bottleneck.codebook.normal_()
+        if quantised and hasattr(model.bottleneck, "started"):
+            model.bottleneck.codebook.data.normal_()
             model.bottleneck.ema_count.fill_(1.0)
-            model.bottleneck.ema_sum.copy_(model.bottleneck.codebook)
             model.bottleneck.started.fill_(True)
+            if hasattr(model.bottleneck, "ema_sum"):
+                model.bottleneck.ema_sum.copy_(model.bottleneck.codebook)
+        if model.pitch is not None:
+            model.pitch.speaker_means.copy_(torch.empty(speakers).uniform_(100, 250).log2())
     return model.eval()
 
 

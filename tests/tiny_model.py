@@ -1,4 +1,5 @@
-"""A tiny random model: the checkpoint a training run would leave, and its export, made once."""
+"""Tiny random models of the whole family: the checkpoints that training runs would leave, and
+their exports, each made once."""
 
 from __future__ import annotations
 
@@ -12,12 +13,33 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vconv.config import Config, dump_yaml
+from vconv.config import Config, ModelConfig, dump_yaml
 
 SPEAKERS = ("ada", "bea", "carl")
+
+# What each member's model section says differently from a configuration of the first kind.
+MEMBERS: Mapping[str, Mapping[str, Any]] = {
+    "vq": {},
+    "vq_gradient": {"bottleneck": {"update": "gradient"}},
+    "ae": {"bottleneck": {"kind": "ae"}},
+    "vae": {"bottleneck": {"kind": "vae"}},
+    "fsq": {"bottleneck": {"kind": "fsq", "levels": (4, 3, 5)}},
+    "pitch": {"decoder": {"pitch": True}},
+    "kernel_3": {"decoder": {"kernel_size": 3}},
+    "instance_norm": {"encoder": {"instance_norm": 11}},
+    "paper": {"features": {"kind": "mfcc39"}, "decoder": {"upsampling": "transposed"}},
+    "inverter": {"kind": "inverter"},
+    "transposed_inverter": {
+        "kind": "inverter",
+        "features": {"kind": "mfcc39"},
+        "decoder": {"upsampling": "transposed"},
+    },
+}
+
 CONFIG = Config.model_validate(
     {
         "name": "tiny",
@@ -39,8 +61,26 @@ CONFIG = Config.model_validate(
 )
 
 
-@functools.cache
-def random_tensors() -> Mapping[str, np.ndarray]:
+def varied(model: ModelConfig, *changes: Mapping[str, Any]) -> ModelConfig:
+    """The configuration with other values for some keys of some sections."""
+    values = model.model_dump()
+    for change in changes:
+        for key, value in change.items():
+            values[key] = {**values[key], **value} if isinstance(value, Mapping) else value
+    return ModelConfig.model_validate(values)
+
+
+def config_of(member: str) -> Config:
+    """The tiny configuration of a member of the family."""
+    return CONFIG.model_copy(update={"model": varied(CONFIG.model, MEMBERS[member])})
+
+
+def random_tensors(member: str = "vq") -> dict[str, np.ndarray]:
+    """The member's weights; the same at every call."""
+    return tensors_of(config_of(member).model)
+
+
+def tensors_of(model: ModelConfig) -> dict[str, np.ndarray]:
     """Random weights of which every part matters: batch-norm statistics near those of the signals
     (so that nothing saturates) but not equal to them, and a codebook among the encodings."""
     import torch
@@ -50,23 +90,28 @@ def random_tensors() -> Mapping[str, np.ndarray]:
 
     torch.manual_seed(1)
     random = np.random.default_rng(1)
-    network = build_autoencoder(CONFIG.model, len(SPEAKERS))
-    wav = torch.from_numpy(golden_signal())[None]
+    network = build_autoencoder(model, len(SPEAKERS))
+    wav = torch.from_numpy(golden_signal(network.geometry))[None]
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            parameter.mul_(2 if "wavenet" in name else 1.5)
+            # Everywhere about as large as in a trained network.
+            parts = {"wavenet": 2, "project": 0.5, "upsample": 1}
+            parameter.mul_(next((x for part, x in parts.items() if part in name), 1.5))
             if ".norm." in name:
                 parameter.add_(0.2 * torch.randn_like(parameter))
-        frames = network.features.log_mel(wav)[0]
+        frames = network.features.raw(wav)[0]
         network.features.mean.copy_(frames.mean(1))
         network.features.std.copy_(frames.std(1))
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm1d):
                 module.momentum = 1.0
-        encodings = network.bottleneck.latents(network.encoder(network.features(wav)))[0].T
-        spread = torch.from_numpy(random.choice(len(encodings), 16, replace=False))
-        network.bottleneck.codebook.copy_(encodings[spread] + 0.1)
-        network.bottleneck.started.fill_(True)
+        if network.pitch is not None:
+            network.pitch.speaker_means.copy_(torch.tensor([100.0, 140.0, 250.0]).log2())
+        latents = network.latents(wav)[0].T
+        if hasattr(network.bottleneck, "started"):
+            spread = torch.from_numpy(random.choice(len(latents), 16, replace=False))
+            network.bottleneck.codebook.copy_(latents[spread] + 0.1)
+            network.bottleneck.started.fill_(True)
     tensors = {
         name: np.array(tensor.detach().numpy()) for name, tensor in network.state_dict().items()
     }
@@ -76,14 +121,20 @@ def random_tensors() -> Mapping[str, np.ndarray]:
     return tensors
 
 
-def write_checkpoint(folder: Path, tensors: Mapping[str, np.ndarray] | None = None) -> Path:
+def write_checkpoint(
+    folder: Path, tensors: Mapping[str, np.ndarray] | None = None, member: str = "vq"
+) -> Path:
     """A checkpoint's folder as vconv.train leaves it, but for what an export does not read."""
+    return _write_checkpoint(folder, config_of(member), tensors or random_tensors(member))
+
+
+def _write_checkpoint(folder: Path, config: Config, tensors: Mapping[str, np.ndarray]) -> Path:
     from safetensors.numpy import save
 
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(dump_yaml(CONFIG), "utf-8")
+    (folder / "config.yaml").write_text(dump_yaml(config), "utf-8")
     (folder / "speakers.json").write_text(json.dumps(SPEAKERS), "utf-8")
-    (folder / "average.safetensors").write_bytes(save(dict(tensors or random_tensors())))
+    (folder / "average.safetensors").write_bytes(save(dict(tensors)))
     header = {
         "format_version": 1,
         "step": 20,
@@ -110,15 +161,20 @@ def write_clips(folder: Path) -> Path:
     return folder
 
 
+def exported(member: str = "vq") -> Path:
+    """The member's bundle, exported by the project's own exporter once per process. Not to be
+    changed."""
+    return _exported(member)
+
+
 @functools.cache
-def exported() -> Path:
-    """The bundle, exported by the project's own exporter once per process. Not to be changed."""
+def _exported(member: str) -> Path:
     from vconv.export.bundle import export_run
 
     folder = Path(tempfile.mkdtemp(prefix="vconv-tests-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     run = folder / "runs" / "tiny"
-    write_checkpoint(run / "checkpoints" / "step-000000020")
+    write_checkpoint(run / "checkpoints" / "step-000000020", member=member)
     export_run(run, folder / "tiny", samples=write_clips(folder / "clips"))
     os.chmod(folder / "tiny", 0o755)
     return folder / "tiny"
@@ -142,18 +198,19 @@ def reseal(folder: Path, **changes: object) -> Path:
 
 
 def main() -> None:
-    """Write the bundle that tests/export/format-1 keeps of its format: 32 levels, few channels."""
-    global CONFIG
-    target = Path(sys.argv[1])
-    values = CONFIG.model_dump(mode="json")
-    values["model"]["audio"]["levels"] = 32
-    CONFIG = Config.model_validate(values)
+    """Write the bundle that tests/export keeps of the newest format, packed (tests/export/format-N
+    becomes format-N.tar.xz): 32 levels, few channels, and what is new in the format."""
     from vconv.export.bundle import export_run
 
+    target = Path(sys.argv[1])
+    newest = ({"audio": {"levels": 32}}, MEMBERS["fsq"], MEMBERS["pitch"])
+    config = CONFIG.model_copy(update={"model": varied(CONFIG.model, *newest)})
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = write_checkpoint(Path(folder) / "step-000000020")
-        for comparison in export_run(checkpoint, target, name=target.name):
+        checkpoint = Path(folder) / "step-000000020"
+        _write_checkpoint(checkpoint, config, tensors_of(config.model))
+        for comparison in export_run(checkpoint, Path(folder) / target.name, name=target.name):
             print(comparison)
+        shutil.make_archive(str(target), "xztar", folder, target.name)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,23 @@ import pytest
 import torch
 from safetensors.numpy import load
 
-from tiny_model import CONFIG, SPEAKERS, exported, random_tensors, write_checkpoint, write_clips
+from tiny_model import (
+    CONFIG,
+    MEMBERS,
+    SPEAKERS,
+    config_of,
+    exported,
+    random_tensors,
+    write_checkpoint,
+    write_clips,
+)
 from vconv.audio import read
 from vconv.bundle import Bundle
 from vconv.errors import ModelError, UsageError
 from vconv.export import bundle as exporting
 from vconv.export.bundle import export_run
 from vconv.export.checkpoint import find_checkpoint, load_checkpoint
-from vconv.export.verify import Comparison
+from vconv.export.comparison import Comparison
 from vconv.geometry import Span
 from vconv.nn.autoencoder import Autoencoder, build_autoencoder
 
@@ -31,8 +40,12 @@ def whole() -> Path:
 
 @pytest.fixture(scope="module")
 def eager() -> Autoencoder:
-    network = build_autoencoder(CONFIG.model, len(SPEAKERS))
-    network.load_state_dict({k: torch.from_numpy(v) for k, v in random_tensors().items()})
+    return eager_of("vq")
+
+
+def eager_of(member: str) -> Autoencoder:
+    network = build_autoencoder(config_of(member).model, len(SPEAKERS))
+    network.load_state_dict({k: torch.from_numpy(v) for k, v in random_tensors(member).items()})
     return network.eval()
 
 
@@ -56,7 +69,7 @@ def test_the_exported_encoder_is_the_eager_one(
     random = np.random.default_rng(samples)
     scale = np.exp(random.uniform(-6, 0, (batch, 1)))
     wav = (scale * random.standard_normal((batch, samples))).astype(np.float32)
-    codes, latents = Bundle.open(whole).encoder()(wav)
+    codes, latents, _ = Bundle.open(whole).encoder()(wav)
     with torch.inference_mode():
         wanted = eager.encode(torch.from_numpy(wav))
     assert codes.shape == (batch, len(eager.geometry.encoder.outputs(Span(0, samples))))
@@ -80,6 +93,32 @@ def test_the_exported_conditioner_is_the_eager_one(
         wanted = eager.decoder.wavenet.project(channels).numpy()
     assert found.shape == wanted.shape
     np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("member", [member for member in MEMBERS if member != "vq"])
+def test_the_exported_graphs_of_any_member_are_the_eager_ones(member: str) -> None:
+    bundle, eager = Bundle.open(exported(member)), eager_of(member)
+    random = np.random.default_rng(1)
+    wav = (0.1 * random.standard_normal((2, 11283))).astype(np.float32)
+    codes, latents, pitch = bundle.encoder()(wav)
+    speaker = random.standard_normal((2, 5)).astype(np.float32)
+    units = random.standard_normal((2, 19, bundle.config.conditions)).astype(np.float32)
+    conditioning = bundle.conditioner()(units, speaker)
+    with torch.inference_mode():
+        wanted = eager.encode(torch.from_numpy(wav))
+        channels = eager.condition(
+            torch.from_numpy(units).transpose(1, 2), torch.from_numpy(speaker)
+        )
+        projected = eager.decoder.wavenet.project(channels)
+        pitches = None if eager.pitch is None else eager.pitch(torch.from_numpy(wav))
+    np.testing.assert_array_equal(codes, wanted.codes.numpy())
+    np.testing.assert_allclose(latents, wanted.z.transpose(1, 2).numpy(), atol=1e-4)
+    made = channels if bundle.geometry.conditioning_hop == 1 else projected
+    np.testing.assert_allclose(conditioning, made.numpy(), atol=1e-4)
+    if pitches is not None:
+        np.testing.assert_allclose(pitch, pitches.transpose(1, 2).numpy(), atol=1e-3)
+    else:
+        assert pitch.shape == (*codes.shape, 0)
 
 
 def test_samples_are_short_clips_of_each_voice(whole: Path) -> None:
