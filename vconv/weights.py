@@ -67,7 +67,7 @@ def _bottleneck(bottleneck: BottleneckConfig, width: int) -> dict[str, Shape]:
         if bottleneck.update == "ema":
             shapes["ema_sum"] = shapes["codebook"]
     if kind == "fsq":
-        shapes |= {name: (latents,) for name in ("reach", "offset", "shift", "width")}
+        shapes |= dict.fromkeys(("reach", "offset", "shift", "width"), (latents,))
     return {f"bottleneck.{name}": shape for name, shape in shapes.items()}
 
 

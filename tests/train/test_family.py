@@ -179,5 +179,5 @@ def test_each_speakers_mean_pitch_is_measured_on_the_corpus(corpus_path):
 def test_a_corpus_without_the_features_statistics_says_so(corpus_path):
     corpus = Corpus.open(corpus_path)
     del corpus.statistics["mfcc39"]
-    with pytest.raises(InputError, match="no statistics of mfcc39 features.*prepare"):
+    with pytest.raises(InputError, match=r"no statistics of mfcc39 features.*prepare"):
         build_state(make_config(corpus_path, "paper"), corpus, CPU)
