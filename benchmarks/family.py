@@ -74,6 +74,7 @@ MEMBERS = [
     Member("ae", "AE", _bottleneck(kind="ae")),
     Member("vae", "VAE", _bottleneck(kind="vae", kl_warmup=100)),
     Member("vq", "VQ by EMA", _bottleneck(kind="vq")),
+    Member("vq-seed-1", "VQ by EMA, another seed", {"train.seed": 1}),
     Member("vq-gradient", "VQ by gradient", _bottleneck(kind="vq", update="gradient")),
     Member("fsq", "FSQ", _bottleneck(kind="fsq")),
     Member("inverter", "inverter", {"model.kind": "inverter"}),
