@@ -70,7 +70,7 @@ def test_the_commands_exist_with_their_options(document: str, words: str) -> Non
 
 def test_every_command_is_documented() -> None:
     shown = {words.split()[0] for document, words in found(r"vconv ([a-z].*)")}
-    for verb in ("convert", "speakers", "info", "verify", "prepare", "train", "export"):
+    for verb in ("convert", "speakers", "info", "verify", "prepare", "train", "plot", "export"):
         assert verb in shown
 
 

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vconv.config import Config, dump_yaml, load_config
-from vconv.errors import ModelError
+from vconv.errors import ModelError, SetupError
 
 from .state import TrainState
 
@@ -57,7 +58,8 @@ class Checkpoint:
     def open(cls, path: Path) -> Checkpoint:
         """Check a checkpoint folder; ModelError names the file that is missing or damaged."""
         try:
-            header = json.loads((path / _HEADER).read_text("utf-8"))
+            text = (path / _HEADER).read_text("utf-8")
+            header = json.loads(text)
             files = dict(header["files"])
             version = header["format_version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -67,13 +69,16 @@ class Checkpoint:
                 f"{path}: checkpoint format {version} is not known; this version reads "
                 f"{FORMAT_VERSION}."
             )
-        if header.get("digest") != _digest(header):
+        # Byte for byte: 1e-05 and 1E-05 are one value, and one of them is a flipped bit.
+        if header.get("digest") != _digest(header) or text != _text(header):
             raise ModelError(f"{path}: {_HEADER} is damaged (its digest does not match).")
         for name, digest in files.items():
             try:
                 found = _sha256(path / name)
-            except OSError:
+            except FileNotFoundError:
                 raise ModelError(f"{path}: {name} is missing.") from None
+            except OSError as error:
+                raise ModelError(f"{path}: {name} cannot be read ({error.strerror}).") from None
             if found != digest:
                 raise ModelError(f"{path}: {name} is damaged (its sha256 does not match).")
         return cls(path, header)
@@ -100,11 +105,44 @@ def save_checkpoint(
     speakers: tuple[str, ...],
     facts: Mapping[str, Any],
 ) -> Path:
-    """Write ``folder/step-XXXXXXXXX`` and return it; ``facts`` go into checkpoint.json."""
+    """Write ``folder/step-XXXXXXXXX`` and return it; ``facts`` go into checkpoint.json.
+
+    Raises SetupError when the disk is full or fails; the checkpoints before stand then.
+    """
     target = folder / f"step-{state.step:09d}"
     partial = folder / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(partial, state, config, speakers, facts)
+        if target.exists():  # a damaged one of the same step; replaced only by a whole one
+            old = folder / f".{target.name}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+            partial.rename(target)
+            _sync_up(folder)
+            shutil.rmtree(old)
+        else:
+            partial.rename(target)
+            _sync_up(folder)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise SetupError(
+                f"{target}: cannot be saved ({error}); the checkpoints before it stand, and the "
+                "same command goes on from there."
+            ) from error
+        raise
+    return target
+
+
+def _write(
+    partial: Path,
+    state: TrainState,
+    config: Config,
+    speakers: tuple[str, ...],
+    facts: Mapping[str, Any],
+) -> None:
     (partial / "config.yaml").write_text(dump_yaml(config), "utf-8")
     (partial / "speakers.json").write_text(json.dumps(list(speakers), indent=1) + "\n", "utf-8")
     save_file(_stored(state.model), partial / "model.safetensors")
@@ -118,19 +156,9 @@ def save_checkpoint(
         "files": {name: _sha256(partial / name) for name in files},
     }
     header["digest"] = _digest(header)
-    (partial / _HEADER).write_text(json.dumps(header, indent=1, sort_keys=True) + "\n", "utf-8")
+    (partial / _HEADER).write_text(_text(header), "utf-8")
     for path in [*partial.iterdir(), partial]:
         _sync(path)
-    if target.exists():  # a damaged one of the same step; replaced only by a whole one
-        old = folder / f".{target.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old)
-    else:
-        partial.rename(target)
-    _sync(folder)
-    return target
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -145,8 +173,15 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def retain(folder: Path, *, keep_last: int, keep_best: int) -> None:
-    """Remove all but the newest and, by held-out NLL, the best checkpoints."""
-    paths = _listed(folder)
+    """Remove all but the newest and, by held-out NLL, the best checkpoints.
+
+    The newest whole one is read back first; damaged ones after it do not count, or those that a
+    run goes on from would make room for them.
+    """
+    found, _ = newest(folder)
+    if found is None:
+        return
+    paths = [path for path in _listed(folder) if path.name <= found.path.name]
     scores: list[tuple[float, Path]] = []
     for path in paths:
         try:
@@ -155,12 +190,16 @@ def retain(folder: Path, *, keep_last: int, keep_best: int) -> None:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not validated, or damaged: it can only stay as one of the newest
     best = [path for _, path in sorted(scores, key=lambda entry: entry[0])[:keep_best]]
-    for path in paths[:-keep_last]:
-        if path not in best:
-            # Renamed first: a folder half removed must not look like a checkpoint.
-            doomed = path.with_name(f".{path.name}.old")
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+    # Renamed first: a folder half removed must not look like a checkpoint.
+    doomed = [
+        path.rename(path.with_name(f".{path.name}.old"))
+        for path in paths[:-keep_last]
+        if path not in best
+    ]
+    if doomed:
+        _sync(folder)
+    for path in doomed:
+        shutil.rmtree(path)
 
 
 def sweep(folder: Path) -> None:
@@ -204,6 +243,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: cannot be read ({error}).") from None
 
 
+def _text(header: Mapping[str, Any]) -> str:
+    return json.dumps(header, indent=1, sort_keys=True) + "\n"
+
+
 def _digest(header: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in header.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
@@ -223,3 +266,10 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_up(folder: Path) -> None:
+    """Sync a folder and those above it, the run's own among them: each may be new."""
+    for place in (folder, *folder.parents):
+        with suppress(PermissionError):  # somebody else's, hence not new
+            _sync(place)

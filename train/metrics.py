@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,8 +33,10 @@ class Diary:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._board.close()
+        try:
+            self._file.close()
+        finally:
+            self._board.close()
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **_rounded(figures)}) + "\n")
@@ -49,9 +52,15 @@ class Diary:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a metrics.jsonl, in order."""
-    with path.open(encoding="utf-8") as file:
-        # A killed process may leave half a line.
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    rows = []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            # A killed process may leave half a line, a loss of power anything after the last sync.
+            with suppress(ValueError):
+                row = json.loads(line) if line.endswith("\n") else None
+                if isinstance(row, dict) and "step" in row:
+                    rows.append(row)
+    return rows
 
 
 def _cut_back(path: Path, step: int) -> None:
@@ -59,7 +68,10 @@ def _cut_back(path: Path, step: int) -> None:
         return
     kept = [row for row in read_metrics(path) if row["step"] <= step]
     beside = path.with_suffix(".partial")
-    beside.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+    with beside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in kept)
+        file.flush()
+        os.fsync(file.fileno())  # or the rename may outlast the rows
     beside.replace(path)
 
 

@@ -52,8 +52,12 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True)
 class Report:
-    """What a preparation found; lists hold ids, `rejected` pairs of (what, why)."""
+    """What a preparation found; lists hold ids, `rejected` pairs of (what, why).
 
+    `layout` is what the source was recognised as, `notes` what of it was not as expected.
+    """
+
+    layout: str
     utterances: int
     hours: float
     hours_per_speaker: Mapping[str, float]
@@ -61,6 +65,7 @@ class Report:
     clipped: Sequence[str] = field(default_factory=list)
     silent: Sequence[str] = field(default_factory=list)
     rejected: Sequence[tuple[str, str]] = field(default_factory=list)
+    notes: Sequence[str] = field(default_factory=list)
 
 
 def prepare(
@@ -78,9 +83,9 @@ def prepare(
     """Prepare the recordings of `source` as a corpus in the folder `out`.
 
     Args:
-        source: a folder with one sub-folder per speaker, or a JSONL or CSV manifest whose rows
-            have `path` (relative to the manifest), `speaker` and optionally `text`, `split`
-            ("train" or "heldout") and `id`.
+        source: a folder with one sub-folder per speaker, VCTK, LibriSpeech or LibriTTS as they
+            are unpacked, or a JSONL or CSV manifest whose rows have `path` (relative to the
+            manifest), `speaker` and optionally `text`, `split` ("train" or "heldout") and `id`.
         out: the corpus folder. A preparation interrupted there is continued.
         pad_samples: silence put before and after each utterance, in samples at 16 kHz.
         jobs: processes; None for one per CPU.
@@ -174,6 +179,7 @@ def _finish(
     # A speaker none of whose recordings is usable has no index: nothing could train it.
     speakers = [name for name in listing.speakers if seconds[name]]
     report = Report(
+        layout=listing.layout,
         utterances=len(kept),
         hours=round(sum(seconds.values()) / 3600, 4),
         hours_per_speaker={name: round(seconds[name] / 3600, 4) for name in speakers},
@@ -181,6 +187,7 @@ def _finish(
         clipped=[e["id"] for e in entries if e["clipped"]],
         silent=[e["id"] for e in entries if e["silent"]],
         rejected=rejected,
+        notes=listing.notes,
     )
     statistics = feature_statistics(folder / AUDIO, spans, run, partial(advance, "statistics"))
     _write(folder / UTTERANCES, "".join(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,9 @@ from filelock import FileLock, Timeout
 
 from vconv.config import Config
 from vconv.errors import SetupError, UsageError
+
+# A full, failing or read-only disk.
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 def device(name: str) -> torch.device:
@@ -64,7 +68,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """One writer per run; a second one is refused at once, naming the holder."""
+    """One writer per run; a second one is refused at once, naming the holder.
+
+    Inside, a disk that is full or fails becomes a SetupError in one sentence.
+    """
     holder = folder / "lock.json"
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -79,9 +86,18 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), "utf-8")
         yield
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        raise SetupError(
+            f"{folder}: cannot be written ({error}); the checkpoints stand, and the same command "
+            "goes on from the last."
+        ) from error
     finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+        try:
+            holder.unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 @contextmanager

@@ -12,10 +12,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from .cli_training import JsonOption, export, plot, prepare, train
 from .errors import ModelError, SetupError, VconvError
 from .interruption import Interruption
 from .messages import emit, log_on_stderr, say
@@ -34,7 +35,6 @@ _interruption = Interruption()
 ModelOption = Annotated[
     str, typer.Option("-m", "--model", help="A bundled model's name, or a bundle's folder.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -202,130 +202,8 @@ def verify(
     return 0
 
 
-@app.command()
-def prepare(
-    source: Annotated[
-        Path, typer.Argument(help="A folder per speaker, or a CSV or JSONL manifest.")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The corpus folder.")],
-    heldout: Annotated[
-        float, typer.Option(help="Share of each speaker's recordings held out.")
-    ] = 0.02,
-    trim: Annotated[bool, typer.Option("--trim", help="Cut silence off both ends.")] = False,
-    pad_seconds: Annotated[
-        float, typer.Option(min=0, help="Silence before and after each recording.")
-    ] = 0.5,
-    licence: Annotated[str, typer.Option(help="A note kept with the corpus.")] = "",
-    jobs: Annotated[
-        int | None, typer.Option("-j", "--jobs", help="Processes; by default one per CPU.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the corpus there.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> int:
-    """Prepare recordings as a corpus to train on."""
-    with _extra("train"):
-        from vconv.train.prepare import prepare as run_prepare
-    from .audio import SAMPLE_RATE
-
-    report = run_prepare(
-        source,
-        output,
-        heldout=heldout,
-        trim=trim,
-        pad_samples=round(pad_seconds * SAMPLE_RATE),
-        licence=licence,
-        jobs=jobs,
-        overwrite=overwrite,
-    )
-    if as_json:
-        from dataclasses import asdict
-
-        emit(json.dumps(asdict(report)))
-        return 0
-    for what, why in report.rejected:
-        say(f"left out {_printable(what)}: {why}")
-    say(
-        f"{_printable(output)}: {report.utterances:,} utterances of "
-        f"{len(report.hours_per_speaker):,} speakers, {report.hours:.2f} h, "
-        f"{report.heldout_utterances:,} held out; {len(report.rejected):,} left out, "
-        f"{len(report.clipped):,} clipped, {len(report.silent):,} silent"
-    )
-    return 0
-
-
-@app.command()
-def train(
-    config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
-    run: Annotated[
-        str | None, typer.Option(help="The run's name; by default the config's.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")
-    ] = None,
-    resume: Annotated[
-        str, typer.Option(help="auto, never, or the path of a run or checkpoint.")
-    ] = "auto",
-    smoke_test: Annotated[
-        bool, typer.Option("--smoke-test", help="Only a few steps, with all that belongs to them.")
-    ] = False,
-) -> int:
-    """Train a model, or go on with a run that was interrupted."""
-    with _extra("train"):
-        from vconv.train.run import train_command
-    return train_command(
-        config, run=run, overrides=overrides or [], resume=resume, smoke_test=smoke_test
-    )
-
-
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder.")],
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Another than the run's newest: step-000010000, or a path.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The model's; by default the run's.")] = None,
-    samples: Annotated[
-        Path | None, typer.Option(help="A folder with a recording <speaker>.wav of each voice.")
-    ] = None,
-    command: Annotated[str | None, typer.Option(help="How it was trained, to be noted.")] = None,
-    statement: Annotated[
-        str | None, typer.Option(help="What it was trained on, to be noted.")
-    ] = None,
-    licence: Annotated[
-        str | None, typer.Option(help="The data's terms; by default the corpus's.")
-    ] = None,
-    limits: Annotated[str, typer.Option(help="What it is not fit for, to be noted.")] = "",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the bundle there.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> int:
-    """Export a trained run as a bundle, and prove the two equal."""
-    from dataclasses import asdict
-
-    with _extra("export"):
-        from vconv.export.bundle import export_run
-
-    with log_on_stderr():
-        made = export_run(
-            run,
-            output,
-            checkpoint=checkpoint,
-            name=name,
-            samples=samples,
-            command=command,
-            statement=statement,
-            licence=licence,
-            limits=limits,
-            overwrite=overwrite,
-        )
-    if as_json:
-        emit(json.dumps([asdict(each) | {"passed": each.passed} for each in made]))
-    say(f"{_printable(output)}: exported; {len(made)} comparisons passed")
-    return 0
+for _verb in (prepare, train, plot, export):
+    app.command()(_verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -363,22 +241,6 @@ def report_error(error: Exception) -> int:
         text = f"this is a fault of vconv's ({what}); --debug shows where."
     say(f"vconv: error: {_printable(text)}")
     return code
-
-
-class _extra:
-    """Imports of an optional part; a package that is missing becomes one sentence."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ImportError):
-            raise SetupError(
-                f"{error.name or 'a package'} is missing ({error}); install what this command "
-                f"needs: pip install 'vconv[{self._name}]'."
-            ) from error
 
 
 def _printable(text: str | os.PathLike[str]) -> str:

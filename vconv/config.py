@@ -22,11 +22,13 @@ Positive = Annotated[int, Field(gt=0)]
 FEATURE_CHANNELS = {"logmel80": 80, "mfcc39": 39}
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
 
-class AudioConfig(_Section):
+class AudioConfig(Section):
     """The decoder's signal: pre-emphasis, fixed gain, clip, mu-law."""
 
     sample_rate: Literal[16000] = 16000
@@ -35,7 +37,7 @@ class AudioConfig(_Section):
     levels: Annotated[int, Field(ge=2, le=256)] = 256
 
 
-class FeaturesConfig(_Section):
+class FeaturesConfig(Section):
     """What the encoder sees (100 frames a second): 80 log-mel bands, or 13 MFCC with their first
     and second differences over time."""
 
@@ -47,7 +49,7 @@ class FeaturesConfig(_Section):
         return FEATURE_CHANNELS[self.kind]
 
 
-class EncoderConfig(_Section):
+class EncoderConfig(Section):
     """Nine convolutions of this width (Chorowski et al. 2019).
 
     ``instance_norm``: each feature is normalised over a window of so many frames around its own,
@@ -67,7 +69,7 @@ class EncoderConfig(_Section):
         return self
 
 
-class BottleneckConfig(_Section):
+class BottleneckConfig(Section):
     """What the units are; keys of the other kinds are not looked at, so that ``kind`` alone
     switches between them.
 
@@ -112,7 +114,7 @@ class BottleneckConfig(_Section):
         return {"vq": self.codebook_size, "fsq": math.prod(self.levels)}.get(self.kind)
 
 
-class DecoderConfig(_Section):
+class DecoderConfig(Section):
     """The WaveNet and its conditioning.
 
     ``upsampling``: units to samples by ``linear`` interpolation between frames, or by the paper's
@@ -133,7 +135,7 @@ class DecoderConfig(_Section):
     pitch: bool = False
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Everything that determines the network; stored in every bundle.
 
     ``kind``: the ``autoencoder``, or an ``inverter``: its decoder conditioned on the features
@@ -206,7 +208,7 @@ class ModelConfig(_Section):
         }
 
 
-class AugmentConfig(_Section):
+class AugmentConfig(Section):
     """Changes to the encoder's input, not to what the decoder predicts, drawn for each window.
 
     ``gain_db``: level, within plus or minus this. ``equaliser_db``: a smooth frequency response, a
@@ -223,7 +225,7 @@ class AugmentConfig(_Section):
     formant: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """``corpus``: a prepared corpus, or a raw folder or manifest that is then prepared first.
 
     ``dither_db``: RMS, re full scale, of white noise on the decoder's signal. Digital silence is
@@ -248,7 +250,7 @@ class DataConfig(_Section):
         return self
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """How to train. Keys of ``RESUMABLE`` may differ when a run is resumed.
 
     ``init_from``: the run, checkpoint, bundle or model's name whose weights a new run starts
@@ -280,7 +282,7 @@ class TrainConfig(_Section):
     keep_best: Annotated[int, Field(ge=0)] = 1
 
 
-class Config(_Section):
+class Config(Section):
     """One training run."""
 
     name: str = "run"
@@ -320,7 +322,7 @@ RESUMABLE = frozenset(
     }
 )
 
-S = TypeVar("S", bound=_Section)
+S = TypeVar("S", bound=Section)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

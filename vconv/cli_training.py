@@ -1,0 +1,214 @@
+"""The commands that make models, mounted by ``cli``: ``prepare``, ``train``, ``plot``, ``export``.
+
+What they need beyond converting is imported when they run; where it is missing they say so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import SetupError
+from .messages import emit, log_on_stderr, say
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def prepare(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder per speaker, VCTK, LibriSpeech, LibriTTS, or a CSV or JSONL manifest."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The corpus folder.")],
+    heldout: Annotated[
+        float, typer.Option(help="Share of each speaker's recordings held out.")
+    ] = 0.02,
+    trim: Annotated[bool, typer.Option("--trim", help="Cut silence off both ends.")] = False,
+    pad_seconds: Annotated[
+        float, typer.Option(min=0, help="Silence before and after each recording.")
+    ] = 0.5,
+    licence: Annotated[str, typer.Option(help="A note kept with the corpus.")] = "",
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", help="Processes; by default one per CPU.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the corpus there.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Prepare recordings as a corpus to train on."""
+    with _extra("train"):
+        from vconv.train.prepare import prepare as run_prepare
+    from .audio import SAMPLE_RATE
+    from .reading import printable
+
+    report = run_prepare(
+        source,
+        output,
+        heldout=heldout,
+        trim=trim,
+        pad_samples=round(pad_seconds * SAMPLE_RATE),
+        licence=licence,
+        jobs=jobs,
+        overwrite=overwrite,
+    )
+    if as_json:
+        from dataclasses import asdict
+
+        emit(json.dumps(asdict(report)))
+        return 0
+    say(f"{printable(source)}: taken for {report.layout}")
+    for note in report.notes:
+        say(f"note: {printable(note)}")
+    for what, why in report.rejected:
+        say(f"left out {printable(what)}: {why}")
+    say(
+        f"{printable(output)}: {report.utterances:,} utterances of "
+        f"{len(report.hours_per_speaker):,} speakers, {report.hours:.2f} h, "
+        f"{report.heldout_utterances:,} held out; {len(report.rejected):,} left out, "
+        f"{len(report.clipped):,} clipped, {len(report.silent):,} silent"
+    )
+    return 0
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
+    run: Annotated[
+        str | None, typer.Option(help="The run's name; by default the config's.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="auto, never, or the path of a run or checkpoint.")
+    ] = "auto",
+    smoke_test: Annotated[
+        bool, typer.Option("--smoke-test", help="Only a few steps, with all that belongs to them.")
+    ] = False,
+) -> int:
+    """Train a model, or go on with a run that was interrupted."""
+    with _extra("train"):
+        from vconv.train.run import train_command
+    return train_command(
+        config, run=run, overrides=overrides or [], resume=resume, smoke_test=smoke_test
+    )
+
+
+def plot(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN", help="A run's folder, its name below runs/, or a metrics.jsonl."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("-c", "--config", help="A JSON or YAML file of defaults for these options."),
+    ] = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="A .png, .svg, .pdf, .jpg or .webp; may be repeated. By default <run>.png here.",
+        ),
+    ] = None,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-k", "--keys", help="A panel of these metrics: nll,heldout_nll or probe_*; repeat."
+        ),
+    ] = None,
+    x: Annotated[
+        str | None, typer.Option("--x", help="steps, samples or hours; by default steps.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="By default a single run's name.")] = None,
+    x_label: Annotated[str | None, typer.Option(help="By default what --x says.")] = None,
+    y_label: Annotated[str | None, typer.Option(help="In the place of each panel's unit.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace figures that exist.")
+    ] = False,
+) -> int:
+    """Draw the curves of training runs."""
+    with _extra("train"):
+        from vconv.train.plot import plot_command
+    plot_command(
+        runs or [],
+        config=config,
+        output=output,
+        keys=keys,
+        x=x,
+        title=title,
+        x_label=x_label,
+        y_label=y_label,
+        overwrite=overwrite or None,
+    )
+    return 0
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Another than the run's newest: step-000010000, or a path.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's; by default the run's.")] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="A folder with a recording <speaker>.wav of each voice.")
+    ] = None,
+    command: Annotated[str | None, typer.Option(help="How it was trained, to be noted.")] = None,
+    statement: Annotated[
+        str | None, typer.Option(help="What it was trained on, to be noted.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="The data's terms; by default the corpus's.")
+    ] = None,
+    limits: Annotated[str, typer.Option(help="What it is not fit for, to be noted.")] = "",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the bundle there.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Export a trained run as a bundle, and prove the two equal."""
+    from dataclasses import asdict
+
+    with _extra("export"):
+        from vconv.export.bundle import export_run
+    from .reading import printable
+
+    with log_on_stderr():
+        made = export_run(
+            run,
+            output,
+            checkpoint=checkpoint,
+            name=name,
+            samples=samples,
+            command=command,
+            statement=statement,
+            licence=licence,
+            limits=limits,
+            overwrite=overwrite,
+        )
+    if as_json:
+        emit(json.dumps([asdict(each) | {"passed": each.passed} for each in made]))
+    say(f"{printable(output)}: exported; {len(made)} comparisons passed")
+    return 0
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Imports of an optional part; a package that is missing becomes one sentence."""
+    try:
+        yield
+    except ImportError as error:
+        raise SetupError(
+            f"{error.name or 'a package'} is missing ({error}); install what this command "
+            f"needs: pip install 'vconv[{name}]'."
+        ) from error
