@@ -59,6 +59,8 @@ def train_command(
             "prepare`, or a folder or manifest of recordings."
         )
     folder = RUNS / name
+    if config.train.init_from is not None and not folder.exists():
+        find_source(config.train.init_from)  # refused before it leaves an empty run
     folder.mkdir(parents=True, exist_ok=True)
     with process.lock(folder):
         return _train(config, folder, resume)
@@ -68,6 +70,8 @@ def _train(config: Config, folder: Path, resume: str) -> int:
     kept = folder / "checkpoints"
     checkpoints.sweep(kept)
     start = _resume_point(folder, resume)
+    if resume == "auto":  # the run may have died between a save and its retention
+        _retain(kept, config)
     source = None
     if start is not None:
         _refuse_changes(start, config)
@@ -197,12 +201,12 @@ class _Run:
                 "environment": process.environment(self.device),
             },
         )
-        checkpoints.retain(
-            self.folder / "checkpoints",
-            keep_last=config.train.keep_last,
-            keep_best=config.train.keep_best,
-        )
+        _retain(self.folder / "checkpoints", config)
         self.saved = state.step
+
+
+def _retain(kept: Path, config: Config) -> None:
+    checkpoints.retain(kept, keep_last=config.train.keep_last, keep_best=config.train.keep_best)
 
 
 def _resume_point(folder: Path, resume: str) -> checkpoints.Checkpoint | None:

@@ -449,6 +449,12 @@ def test_a_missing_corpus_is_an_error_and_leaves_no_run(config_file):
     assert not Path("runs").exists()
 
 
+def test_a_model_to_start_from_that_is_not_there_leaves_no_run(config_file):
+    with pytest.raises(UsageError, match="no folder of a run with a checkpoint"):
+        runs.train_command(config_file, run="new", overrides=["train.init_from=nothing"])
+    assert not Path("runs/new").exists()
+
+
 def test_smoke_test_runs_the_whole_path_in_a_run_of_its_own(config_file):
     assert runs.train_command(config_file, smoke_test=True) == 0
     assert Path("runs/test-smoke/checkpoints/step-000000020").is_dir()
