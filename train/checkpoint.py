@@ -158,7 +158,7 @@ def _write(
     header["digest"] = _digest(header)
     (partial / _HEADER).write_text(_text(header), "utf-8")
     for path in [*partial.iterdir(), partial]:
-        _sync(path)
+        sync(path)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -197,7 +197,7 @@ def retain(folder: Path, *, keep_last: int, keep_best: int) -> None:
         if path not in best
     ]
     if doomed:
-        _sync(folder)
+        sync(folder)
     for path in doomed:
         shutil.rmtree(path)
 
@@ -260,7 +260,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's entries, outlast a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -272,4 +273,4 @@ def _sync_up(folder: Path) -> None:
     """Sync a folder and those above it, the run's own among them: each may be new."""
     for place in (folder, *folder.parents):
         with suppress(PermissionError):  # somebody else's, hence not new
-            _sync(place)
+            sync(place)

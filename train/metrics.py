@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .checkpoint import sync
+
 
 class Diary:
     """Appends a line of figures per step logged; a context manager."""
@@ -47,6 +49,8 @@ class Diary:
     def sync(self) -> None:
         """Make what is written so far outlast a loss of power; before a checkpoint."""
         os.fsync(self._file.fileno())
+        # The file may be new, or have taken another's place at a resume.
+        sync(self.path.parent)
         self._board.flush()
 
 
