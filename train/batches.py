@@ -175,8 +175,11 @@ class TrainingBatches:
             fraction=buffer_fraction,
         )
 
-    def at(self, step: int) -> Batch:
-        samples = np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64)
+    def at(self, step: int, part: int = 0, parts: int = 1) -> Batch:
+        """A step's batch, or one of its equal parts in the order of the sample numbers."""
+        width = self.batch // parts
+        first = step * self.batch + part * width
+        samples = np.arange(first, first + width, dtype=np.int64)
         found = self.windows.locate_many(samples)
         return self.excerpts.cut(
             list(zip(found.utterance.tolist(), found.start.tolist(), strict=True)),

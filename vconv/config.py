@@ -230,6 +230,7 @@ class DataConfig(Section):
 
     ``dither_db``: RMS, re full scale, of white noise on the decoder's signal. Digital silence is
     a state that a WaveNet hardly leaves: after nothing but zeros it has only ever seen zeros.
+    ``workers``: processes that make batches ahead; 0 makes them in the training process.
     """
 
     corpus: str
@@ -237,6 +238,7 @@ class DataConfig(Section):
     buffer_mb: Annotated[float, Field(gt=0)] | None = None
     buffer_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     dither_db: Annotated[float, Field(lt=0)] | None = None
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
     augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")
@@ -257,12 +259,19 @@ class TrainConfig(Section):
     from, as far as they fit (another corpus, other speakers, an inverter's decoder).
     ``decode_batch`` windows of a batch at a time go through the decoder, all of them through the
     encoder: the same gradient in less memory, and on a CPU faster (the activations stay in cache).
+    ``microbatches``: equal parts of a batch, each with batch-norm statistics of its own, whose
+    gradients are averaged into one step; shared out among the processes, and one after another
+    within a process (gradient accumulation). null: one for each process there is when the run
+    starts. ``elastic_exact``: any number of processes gives the same bits. ``compile``: encoder
+    and decoder by torch.compile. ``sample_every``: steps between conversions to listen to; 0 off.
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     init_from: str | None = None
     steps: Positive = 500_000
     batch: Positive = 32
+    microbatches: Positive | None = None
+    elastic_exact: bool = False
     decode_batch: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 4e-4
     warmup: Annotated[int, Field(ge=0)] = 200
@@ -274,12 +283,23 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
+    compile: bool = False
     log_every: Positive = 50
     validate_every: Positive = 1000
     validate_windows: Positive = 64
+    sample_every: Annotated[int, Field(ge=0)] = 10_000
     checkpoint_every: Positive = 1000
     keep_last: Positive = 3
     keep_best: Annotated[int, Field(ge=0)] = 1
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TrainConfig:
+        if self.microbatches is not None and self.batch % self.microbatches:
+            raise ValueError(
+                f"train.microbatches must divide train.batch, {self.batch}; found "
+                f"{self.microbatches}"
+            )
+        return self
 
 
 class Config(Section):
@@ -308,6 +328,9 @@ RESUMABLE = frozenset(
         "name",
         "data.corpus",
         "data.dither_db",
+        "data.workers",
+        "train.elastic_exact",
+        "train.compile",
         "train.steps",
         "train.halve_at",
         "train.final_decay",
@@ -316,6 +339,7 @@ RESUMABLE = frozenset(
         "train.log_every",
         "train.validate_every",
         "train.validate_windows",
+        "train.sample_every",
         "train.checkpoint_every",
         "train.keep_last",
         "train.keep_best",
