@@ -21,20 +21,51 @@ from filelock import FileLock, Timeout
 from vconv.config import Config
 from vconv.errors import SetupError, UsageError
 
+from .world import expected_size, local_rank
+
 # A full, failing or read-only disk.
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 def device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of this process: with ``auto`` or ``cuda``, that of its number on the machine."""
+    several = expected_size() > 1
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
     try:
-        device = torch.device(name)
+        device = torch.device("cuda" if name == "auto" else name)
     except RuntimeError:
         raise UsageError(f"train.device: {name!r} is no device; use auto, cpu or cuda:N.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
         raise SetupError(f"train.device: {name} was asked for, but torch finds no CUDA device.")
-    return device
+    if several and device.index is not None:
+        raise UsageError(
+            f"train.device: {name} is one device, and there are {expected_size()} processes; use "
+            "cuda, and each takes its own."
+        )
+    index = local_rank() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise SetupError(
+            f"train.device: there is no cuda:{index}; torch finds {torch.cuda.device_count()} CUDA "
+            "devices" + (", too few for the processes on this machine." if several else ".")
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def compute_exactly(device: torch.device) -> None:
+    """Leave no choice of order to operators: the same bits for any number of processes.
+
+    On a CPU an operator's sums depend on its number of threads; on a GPU on the algorithm.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first use
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_num_threads(1)
 
 
 def decoder_threads(config: Config, device: torch.device) -> ThreadPoolExecutor | None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,9 +28,11 @@ from .corpus import HEADER, Corpus
 from .inherit import Source, find_source, inherit
 from .loop import Progress as StepProgress
 from .loop import fit
+from .meter import Meter
 from .metrics import Diary
 from .prepare import prepare
 from .state import TrainState, build_state, refresh_norms
+from .world import World, expected_rank, expected_size, join, microbatches
 
 RUNS = Path("runs")
 SMOKE_STEPS = 20
@@ -46,7 +51,8 @@ def train_command(
 
     ``resume``: "auto" goes on from the run's newest whole checkpoint, "never" refuses a run that
     has one, a path goes on from that run or checkpoint. ``smoke_test`` trains a few steps with a
-    validation and a checkpoint, into the run ``<name>-smoke``.
+    validation and a checkpoint, into the run ``<name>-smoke``. One of several processes where a
+    launcher (torchrun) says so.
     """
     config = load_config(config_path, overrides)
     name = run or config.name
@@ -59,88 +65,84 @@ def train_command(
             "prepare`, or a folder or manifest of recordings."
         )
     folder = RUNS / name
+    if expected_rank() != 0:
+        return _train(_Start(config, folder))
     if config.train.init_from is not None and not folder.exists():
         find_source(config.train.init_from)  # refused before it leaves an empty run
     folder.mkdir(parents=True, exist_ok=True)
     with process.lock(folder):
-        return _train(config, folder, resume)
+        return _train(_begin(config, folder, resume))
 
 
-def _train(config: Config, folder: Path, resume: str) -> int:
+@dataclass
+class _Start:
+    """What a run begins with; all but the first two are found by the chief."""
+
+    config: Config
+    folder: Path
+    checkpoint: checkpoints.Checkpoint | None = None
+    source: Source | None = None
+    corpus: Corpus | None = None
+
+
+def _begin(config: Config, folder: Path, resume: str) -> _Start:
+    """All that may be refused or take long, before the other processes are met."""
     kept = folder / "checkpoints"
     checkpoints.sweep(kept)
     start = _resume_point(folder, resume)
     if resume == "auto":  # the run may have died between a save and its retention
         _retain(kept, config)
+    config = _with_microbatches(config, start)
     source = None
     if start is not None:
         _refuse_changes(start, config)
     elif config.train.init_from is not None:  # found before anything that takes long
         source = find_source(config.train.init_from)
-    device = process.device(config.train.device)
-    if device.type == "cpu":
-        process.keep_freed_memory()
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    pool = process.decoder_threads(config, device)
+    process.device(config.train.device)
     corpus = _corpus(config, folder)
-    state = build_state(config, corpus, device)
     if start is not None:
         _same_corpus(start, corpus)
-        start.restore(state)
-        _say(f"resuming {folder} at step {state.step:,} from {start.path}")
-    else:
-        _say(f"starting {folder}: {_count(state):,} parameters, {len(corpus.speakers)} speakers")
-        if source is not None:
-            _inherit(state, source, config, corpus, folder)
-    (folder / "config.yaml").write_text(dump_yaml(config), "utf-8")
-    excerpts = Excerpts(
-        corpus,
-        config.model.audio,
-        state.model.geometry,
-        config.data.window,
-        seed=config.train.seed,
-        dither_db=config.data.dither_db,
-    )
-    batches = TrainingBatches(
-        excerpts,
-        batch=config.train.batch,
-        seed=config.train.seed,
-        noise=Noise.of(config),
-        buffer_mb=config.data.buffer_mb,
-        buffer_fraction=config.data.buffer_fraction,
-    )
-    heldout = held_out(excerpts, config.train.validate_windows, config.train.batch)
-    run = _Run(config, folder, corpus, state, batches, device)
-    run.validation = dict(start.header.get("metrics", {})) if start is not None else {}
-    with (
-        Diary(folder, state.step) as run.diary,
-        process.signals() as run.caught,
-        _bar(config, state) as bar,
-    ):
-        run.bar = bar
-        try:
-            fit(state, batches, heldout, config, device, observe=run.observe, pool=pool)
-        except FloatingPointError as error:
-            last, _ = checkpoints.newest(kept)
-            good = f"the last good checkpoint is {last.path}" if last else "no checkpoint was saved"
-            raise VconvError(f"{folder}: training stopped: {error}; {good}.") from None
-        caught = run.caught[0] if run.caught else None
-        if run.saved != state.step and (caught is not None or state.step >= config.train.steps):
-            run.save()
-    if caught is not None:
-        _say(f"stopped at step {state.step:,}; run the same command again to go on")
-        return 128 + caught
-    _say(f"finished {folder} at step {state.step:,}: {_summary(run.validation)}")
-    return 0
+    return _Start(config, folder, start, source, corpus)
+
+
+def _train(begun: _Start) -> int:
+    device = process.device(begun.config.train.device)
+    if device.type == "cpu":
+        process.keep_freed_memory()
+    if begun.config.train.threads:
+        torch.set_num_threads(begun.config.train.threads)
+    pool = process.decoder_threads(begun.config, device)
+    if begun.config.train.elastic_exact:
+        process.compute_exactly(device)
+    with join(device, exact=begun.config.train.elastic_exact) as world:
+        config, path = world.tell((begun.config, begun.corpus and begun.corpus.path))
+        corpus = begun.corpus or Corpus.open(path)
+        state = build_state(config, corpus, device)
+        if world.chief:
+            _fill(state, begun, corpus)
+            (begun.folder / "config.yaml").write_text(dump_yaml(config), "utf-8")
+        state.share(world)
+        if config.train.compile:
+            state.compile()
+        run = _Run(config, begun.folder, corpus, state, device, world)
+        if begun.checkpoint is not None:
+            run.go_on(begun.checkpoint.header)
+        return run.train(pool)
+
+
+def _fill(state: TrainState, begun: _Start, corpus: Corpus) -> None:
+    """The state to begin with, and a line that says where it is from."""
+    if begun.checkpoint is not None:
+        begun.checkpoint.restore(state)
+        _say(f"resuming {begun.folder} at step {state.step:,} from {begun.checkpoint.path}")
+        return
+    _say(f"starting {begun.folder}: {_count(state):,} parameters, {len(corpus.speakers)} speakers")
+    if begun.source is not None:
+        _inherit(state, begun.source, begun.config, corpus, begun.folder)
 
 
 class _Run:
-    """What happens around the loop: diary, bar, checkpoints, signals."""
-
-    diary: Diary
-    bar: Progress
-    caught: list[int]
+    """The loop and what happens around it: diary, bar, checkpoints, signals."""
 
     def __init__(
         self,
@@ -148,20 +150,89 @@ class _Run:
         folder: Path,
         corpus: Corpus,
         state: TrainState,
-        batches: TrainingBatches,
         device: torch.device,
+        world: World,
     ) -> None:
         self.config = config
         self.folder = folder
         self.corpus = corpus
         self.state = state
-        self.batches = batches
         self.device = device
+        self.world = world
+        excerpts = Excerpts(
+            corpus,
+            config.model.audio,
+            state.model.geometry,
+            config.data.window,
+            seed=config.train.seed,
+            dither_db=config.data.dither_db,
+        )
+        self.batches = TrainingBatches(
+            excerpts,
+            batch=config.train.batch,
+            seed=config.train.seed,
+            noise=Noise.of(config),
+            buffer_mb=config.data.buffer_mb,
+            buffer_fraction=config.data.buffer_fraction,
+        )
+        self.meter = Meter()
         self.validation: dict[str, float] = {}
         self.nll = float("nan")
         self.saved = state.step
+        self.stopped = 0  # the signal that all processes stop for
+
+    def go_on(self, header: Mapping[str, Any]) -> None:
+        """Take up what the checkpoint says beside the state."""
+        self.validation = dict(header.get("metrics", {}))
+        if "since_log" in header:
+            self.meter = Meter.of(header["since_log"], self.device)
+
+    def train(self, pool: Executor | None) -> int:
+        """To the last step, or until a signal; returns the exit code."""
+        config, state, world = self.config, self.state, self.world
+        heldout = None
+        if world.chief:
+            heldout = held_out(
+                self.batches.excerpts, config.train.validate_windows, config.train.batch
+            )
+        with ExitStack() as around:
+            if world.chief:
+                self.diary = around.enter_context(Diary(self.folder, state.step))
+                self.bar = around.enter_context(_bar(config, state))
+            self.caught = around.enter_context(process.signals())
+            try:
+                fit(
+                    state,
+                    self.batches,
+                    heldout,
+                    config,
+                    self.device,
+                    observe=self.observe,
+                    pool=pool,
+                    world=world,
+                    meter=self.meter,
+                )
+            except FloatingPointError as error:
+                last, _ = checkpoints.newest(self.folder / "checkpoints")
+                good = f"the last good checkpoint is {last.path}" if last else "none was saved"
+                raise VconvError(f"{self.folder}: training stopped: {error}; {good}.") from None
+            finished = state.step >= config.train.steps
+            if world.chief and self.saved != state.step and (self.stopped or finished):
+                self.save()
+        if world.chief and self.stopped:
+            _say(f"stopped at step {state.step:,}; run the same command again to go on")
+        elif world.chief:
+            _say(f"finished {self.folder} at step {state.step:,}: {_summary(self.validation)}")
+        return 128 + self.stopped if self.stopped else 0
 
     def observe(self, progress: StepProgress) -> bool:
+        """After each step: the chief records it, then all agree whether to go on."""
+        if self.world.chief:
+            self.record(progress)
+        self.stopped = self.world.largest(max(self.caught, default=0))
+        return not self.stopped
+
+    def record(self, progress: StepProgress) -> None:
         if progress.figures:
             self.diary.write(progress.step, progress.figures)
         if progress.validated:
@@ -177,7 +248,6 @@ class _Run:
             _say(f"step {progress.step:,}: {_summary(self.validation)}")
         self.nll = progress.figures.get("nll", self.nll)
         self.bar.update(self.bar.task_ids[0], completed=progress.step, nll=self.nll)
-        return not self.caught
 
     def save(self) -> None:
         config, state = self.config, self.state
@@ -192,6 +262,7 @@ class _Run:
                 "position": {"step": state.step},
                 "samples_seen": state.step * config.train.batch * config.data.window,
                 "metrics": self.validation,
+                "since_log": self.meter.to_json(),
                 "corpus": {
                     "digest": self.corpus.digest,
                     "licence": self.corpus.header.get("licence", ""),
@@ -236,8 +307,19 @@ def _resume_point(folder: Path, resume: str) -> checkpoints.Checkpoint | None:
     return found
 
 
+def _with_microbatches(config: Config, start: checkpoints.Checkpoint | None) -> Config:
+    """Their number, decided when a run starts and kept from then on."""
+    wanted = config.train.microbatches
+    if wanted is None and start is not None:
+        wanted = start.config.train.microbatches or 1
+    count = microbatches(wanted, config.train.batch, expected_size())
+    train = config.train.model_copy(update={"microbatches": count})
+    return config.model_copy(update={"train": train})
+
+
 def _refuse_changes(start: checkpoints.Checkpoint, config: Config) -> None:
     before, now = flatten(start.config), flatten(config)
+    before["train.microbatches"] = before["train.microbatches"] or 1  # null: one process's
     for key, value in now.items():
         if key not in RESUMABLE and before.get(key) != value:
             raise UsageError(
@@ -317,7 +399,7 @@ def _summary(figures: Mapping[str, float]) -> str:
     quantised = "heldout_codes_used" in figures
     return (
         f"held-out {figures['heldout_nll']:.3f} nats, latents of another utterance "
-        f"+{figures['probe_latents']:.3f}, another speaker +{figures['probe_speaker']:.3f}"
+        f"{figures['probe_latents']:+.3f}, another speaker {figures['probe_speaker']:+.3f}"
         + (f", {figures['heldout_codes_used']:.0%} of codes in use" if quantised else "")
     )
 

@@ -18,6 +18,7 @@ from vconv.nn.pitch import Pitch, voiced_sums
 
 from .batches import TrainingBatches
 from .corpus import Corpus
+from .world import World
 
 # Derived from the weights before every use (``refresh_norms``), hence not averaged.
 _DERIVED = ("running_mean", "running_var", "num_batches_tracked")
@@ -52,6 +53,33 @@ class TrainState:
         for average, own in pairs:
             if not average.is_floating_point():
                 average.copy_(own)
+
+    def share(self, world: World) -> None:
+        """Give every process the chief's state, bit by bit: a fresh one, or one restored."""
+        self.step = world.tell(self.step)
+        world.broadcast(self.model.state_dict().values())
+        world.broadcast(self.average.state_dict().values())
+        parameters = dict(self.model.named_parameters())
+        slots = [
+            (name, slot, value.shape, value.dtype)
+            for name, parameter in parameters.items()
+            for slot, value in self.optimizer.state.get(parameter, {}).items()
+        ]
+        for name, slot, shape, dtype in world.tell(slots):
+            own = self.optimizer.state[parameters[name]]
+            if not world.chief:
+                own[slot] = torch.empty(shape, dtype=dtype, device=parameters[name].device)
+            world.broadcast([own[slot]])
+
+    def compile(self) -> None:
+        """Have torch.compile translate the model's parts when they first run; not the average's,
+        which would take as long again for a few validations."""
+        for part in (
+            self.model.encoder,
+            self.model.decoder.conditioner,
+            self.model.decoder.wavenet,
+        ):
+            part.compile()
 
     @torch.no_grad()
     def copy_bottleneck_buffers(self) -> None:

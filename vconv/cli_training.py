@@ -92,12 +92,26 @@ def train(
     smoke_test: Annotated[
         bool, typer.Option("--smoke-test", help="Only a few steps, with all that belongs to them.")
     ] = False,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine: one for each GPU.")
+    ] = 1,
+    elastic_exact: Annotated[
+        bool,
+        typer.Option("--elastic-exact", help="The same bits with any number of processes."),
+    ] = False,
 ) -> int:
     """Train a model, or go on with a run that was interrupted."""
+    overrides = [*(overrides or ()), *(["train.elastic_exact=true"] if elastic_exact else ())]
     with _extra("train"):
+        if nproc > 1:
+            from vconv.train.launch import launch_training
+
+            return launch_training(
+                nproc, config, run=run, overrides=overrides, resume=resume, smoke_test=smoke_test
+            )
         from vconv.train.run import train_command
     return train_command(
-        config, run=run, overrides=overrides or [], resume=resume, smoke_test=smoke_test
+        config, run=run, overrides=overrides, resume=resume, smoke_test=smoke_test
     )
 
 

@@ -89,7 +89,7 @@ def test_the_ema_update_is_the_hand_computed_one():
     bottleneck.ema_count.copy_(torch.tensor([1.0, 1.0]))
     bottleneck.ema_sum.copy_(torch.tensor([[-1.0], [1.0]]))
     vectors = torch.tensor([[-1.0], [-2.0], [-3.0], [2.0]])
-    bottleneck._pending = (vectors, torch.tensor([0, 0, 0, 1]))
+    bottleneck._pending = [(vectors, torch.tensor([0, 0, 0, 1]))]
     bottleneck.commit(seed=0, step=1)
     # Counts are scaled to a mean of one per code: 3 and 1 of 4 vectors over 2 codes: 1.5 and 0.5.
     count = 0.9 * np.array([1.0, 1.0]) + 0.1 * np.array([1.5, 0.5])

@@ -84,8 +84,8 @@ def test_the_loss_falls_and_validation_tells_what_the_units_are(corpus_path, mem
     state, excerpts, batches = parts(config)
     losses = []
     while state.step < 60:
-        start_bottleneck(state, batches, 0, CPU)
-        losses.append(float(train_step(state, batches.at(state.step), config)["nll"]))
+        start_bottleneck(state, batches, config, CPU)
+        losses.append(float(train_step(state, [batches.at(state.step)], config)["nll"]))
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
     refresh_norms(state.average, batches, CPU)
     heldout = held_out(excerpts, 6, 4)
@@ -166,7 +166,7 @@ def test_augmentation_reaches_the_encoder_only(corpus_path):
     assert torch.equal(batches.at(2).wav, augmented.wav)
     for batch in held_out(excerpts, 6, 4).batches:
         assert torch.equal(batch.wav, batch.clean)
-    assert torch.isfinite(train_step(state, augmented, config)["nll"])
+    assert torch.isfinite(train_step(state, [augmented], config)["nll"])
 
 
 def test_each_speakers_mean_pitch_is_measured_on_the_corpus(corpus_path):

@@ -77,7 +77,7 @@ def trained(folder: Path, random: np.random.Generator):
         excerpts, batch=8, seed=0, noise=Noise.of(config), buffer_mb=None, buffer_fraction=1.0
     )
     while state.step < STEPS:
-        train_step(state, batches.at(state.step), config)
+        train_step(state, [batches.at(state.step)], config)
     refresh_norms(state.average, batches, CPU)
     return state.average, config.model.audio
 

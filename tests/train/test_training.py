@@ -132,7 +132,7 @@ def test_decoding_part_of_a_batch_at_a_time_gives_the_same_gradient(corpus_path)
             torch.manual_seed(len(name))
             parameter.data.add_(0.05 * torch.randn_like(parameter))
         state.step = 4
-        start_bottleneck(state, batches, 0, CPU)
+        start_bottleneck(state, batches, config, CPU)
         pool = ThreadPoolExecutor(threads) if threads else None
         metrics = backward(
             state.model,
@@ -180,8 +180,8 @@ def first_losses(corpus: Path, device: torch.device, **train: object) -> list[fl
     state, _, batches = parts(config, device)
     losses = []
     for step in range(6):
-        start_bottleneck(state, batches, 0, device)
-        losses.append(float(train_step(state, batches.at(step).to(device), config)["nll"]))
+        start_bottleneck(state, batches, config, device)
+        losses.append(float(train_step(state, [batches.at(step).to(device)], config)["nll"]))
     return losses
 
 
@@ -244,8 +244,8 @@ def test_validation_equals_scoring_the_windows_one_by_one(corpus_path):
     config = make_config(corpus_path)
     state, excerpts, batches = parts(config)
     for step in range(5):
-        start_bottleneck(state, batches, 0, CPU)
-        train_step(state, batches.at(step), config)
+        start_bottleneck(state, batches, config, CPU)
+        train_step(state, [batches.at(step)], config)
     refresh_norms(state.average, batches, CPU)
     heldout = held_out(excerpts, 6, 4)
     result = validate(state.average, heldout, excerpts, CPU, autocast=False)
@@ -288,7 +288,7 @@ def test_the_average_follows_the_formula(corpus_path):
     name = "decoder.wavenet.logits.weight"
     expected = state.model.state_dict()[name].clone().double()
     for step in range(3):
-        train_step(state, batches.at(step), config)
+        train_step(state, [batches.at(step)], config)
         decay = min(0.9, (1 + state.step) / (10 + state.step))
         expected = decay * expected + (1 - decay) * state.model.state_dict()[name].double()
     torch.testing.assert_close(

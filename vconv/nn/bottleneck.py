@@ -3,13 +3,15 @@
 B batch, H encoder width, D latent width, U units, K codebook size, L samples per datapoint.
 
 Training, export and validation treat all kinds alike, through ``Bottleneck``. In training they
-call, in this order: ``forward`` in the step, ``commit`` after the optimiser, and ``start`` when
-``vectors_wanted`` says that the bottleneck is due to be initialised from real encodings.
+call, in this order: ``forward`` in the step, once for each microbatch, ``commit`` after the
+optimiser, and ``start`` when ``vectors_wanted`` says that the bottleneck is due to be initialised
+from real encodings.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -62,8 +64,11 @@ class Bottleneck(nn.Module):
     def start(self, vectors: Tensor, *, seed: int, step: int) -> None:
         """Initialise from real latents [N, D]; keyed by (seed, step)."""
 
-    def commit(self, *, seed: int, step: int) -> dict[str, Tensor]:
-        """Apply what the last training forward found out, after the optimiser; figures to log."""
+    def commit(
+        self, *, seed: int, step: int, gather: Callable[[Tensor], Tensor] = lambda own: own
+    ) -> dict[str, Tensor]:
+        """Apply what the training forwards since the last call found out, after the optimiser;
+        figures to log. ``gather`` puts the rows [n, ...] of all processes one after another."""
         return {}
 
 

@@ -5,6 +5,8 @@ B batch, H encoder width, D latent width, U units, K codebook size, N vectors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -57,7 +59,7 @@ class VQ(AE):
             self.register_buffer("ema_sum", torch.zeros(codebook_size, dim))
         self.register_buffer("ema_count", torch.zeros(codebook_size))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self._pending: tuple[Tensor, Tensor] | None = None
+        self._pending: list[tuple[Tensor, Tensor]] = []
 
     def distances(self, latents: Tensor) -> Tensor:
         """latents [B, D, U] -> squared distances less the latent's own norm, [B, U, K]."""
@@ -87,7 +89,7 @@ class VQ(AE):
                 penalty = penalty + functional.mse_loss(quantised, latents.detach())
             if self.training:
                 vectors = latents.detach().transpose(1, 2).reshape(-1, latents.shape[1])
-                self._pending = (vectors, codes.reshape(-1))
+                self._pending.append((vectors, codes.reshape(-1)))
             return BottleneckResult(
                 # Straight through: the decoder's gradient reaches the encoder unchanged.
                 z=latents + (quantised - latents).detach(),
@@ -108,12 +110,14 @@ class VQ(AE):
         """Place the codes by k-means on real latents [N, D]; keyed by (seed, step)."""
         from scipy.cluster.vq import kmeans2
         from sklearn.cluster import kmeans_plusplus
+        from threadpoolctl import threadpool_limits
 
         # k-means++ from scikit-learn: scipy's own takes time quadratic in the codebook's size.
         points = vectors.double().cpu().numpy()
         random = np.random.RandomState(np.random.Philox(key=[seed, step]))
-        begin, _ = kmeans_plusplus(points, self.codebook_size, random_state=random)
-        centres, labels = kmeans2(points, begin, iter=20, minit="matrix", missing="warn")
+        with threadpool_limits(1):  # their number would show in the last bits
+            begin, _ = kmeans_plusplus(points, self.codebook_size, random_state=random)
+            centres, labels = kmeans2(points, begin, iter=20, minit="matrix", missing="warn")
         counts = np.bincount(labels, minlength=self.codebook_size)
         mean_count = len(labels) / self.codebook_size
         # The scale of the counts is set by `commit`: a code's share of one step's vectors. Only
@@ -125,12 +129,14 @@ class VQ(AE):
         self.started.fill_(True)
 
     @torch.no_grad()
-    def commit(self, *, seed: int, step: int) -> dict[str, Tensor]:
-        """Apply the last training forward's statistics: EMA update, then restart dead codes."""
-        if self._pending is None:
+    def commit(
+        self, *, seed: int, step: int, gather: Callable[[Tensor], Tensor] = lambda own: own
+    ) -> dict[str, Tensor]:
+        """Apply the training forwards' statistics: EMA update, then restart dead codes."""
+        if not self._pending:
             return {}
-        vectors, codes = self._pending
-        self._pending = None
+        vectors, codes = (gather(torch.cat(part)) for part in zip(*self._pending, strict=True))
+        self._pending = []
         size = self.codebook_size
         # Counts are normalised to a mean of one per code, so that neither the batch size nor the
         # window changes what `restart_below` means.
