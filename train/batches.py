@@ -5,8 +5,9 @@ B batch, W window (samples predicted), U units, RF receptive field.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,22 +37,21 @@ class Batch:
     jitter: Tensor
     noise: Tensor
 
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from which a GPU copies while it computes."""
+        return self._each(Tensor.pin_memory)
+
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
-        return Batch(
-            *(
-                tensor.pin_memory().to(device, non_blocking=True)
-                for tensor in (
-                    self.wav,
-                    self.clean,
-                    self.codes,
-                    self.speakers,
-                    self.jitter,
-                    self.noise,
-                )
-            )
-        )
+        # What is pinned already is not copied again.
+        return self._each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        wav = change(self.wav)
+        clean = wav if self.clean is self.wav else change(self.clean)
+        rest = (self.codes, self.speakers, self.jitter, self.noise)
+        return Batch(wav, clean, *map(change, rest))
 
 
 @dataclass(frozen=True)
@@ -162,18 +162,30 @@ class TrainingBatches:
         self.batch = batch
         self.seed = seed
         self.noise = noise
-        corpus = excerpts.corpus
-        utterances = corpus.utterances
-        self.windows = WindowPlan(
+        self.buffer_mb = buffer_mb
+        self.buffer_fraction = buffer_fraction
+        self.windows = self._plan()
+
+    def _plan(self) -> WindowPlan:
+        utterances = self.excerpts.corpus.utterances
+        return WindowPlan(
             np.where(utterances.heldout, 0, utterances.length),
             utterances.speaker,
-            window=excerpts.window,
-            left=excerpts.left,
-            right=excerpts.right,
-            seed=seed,
-            buffer_mb=buffer_mb,
-            fraction=buffer_fraction,
+            window=self.excerpts.window,
+            left=self.excerpts.left,
+            right=self.excerpts.right,
+            seed=self.seed,
+            buffer_mb=self.buffer_mb,
+            fraction=self.buffer_fraction,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The plan is made of the corpus, and of its size where all the rest is a few numbers.
+        return {name: value for name, value in self.__dict__.items() if name != "windows"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.windows = self._plan()
 
     def at(self, step: int, part: int = 0, parts: int = 1) -> Batch:
         """A step's batch, or one of its equal parts in the order of the sample numbers."""

@@ -1,4 +1,7 @@
-"""Several training processes on one machine: started together, told together, ended together."""
+"""Several training processes on one machine: started together, told together, ended together.
+
+What starts them needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +38,32 @@ def launch_training(
     """``vconv train --nproc``; raises UsageError for what every process would refuse."""
     if "RANK" in os.environ:
         raise UsageError("--nproc starts processes, and torchrun has started them already.")
-    batch = load_config(config, overrides).train.batch
-    if batch % processes:
-        raise UsageError(
-            f"--nproc {processes} does not divide train.batch, {batch}: each process takes an "
-            "equal part."
-        )
+    train = load_config(config, overrides).train
+    microbatches(train.microbatches, train.batch, processes)
     arguments = [str(config), "--resume", resume]
     arguments += [] if run is None else ["--run", run]
     arguments += [word for override in overrides for word in ("--set", override)]
     arguments += ["--smoke-test"] if smoke_test else []
     return launch(processes, arguments)
+
+
+def microbatches(wanted: int | None, batch: int, size: int) -> int:
+    """How many microbatches a step has; ``wanted`` None: one for each process.
+
+    Raises UsageError when they cannot be shared out evenly.
+    """
+    count = size if wanted is None else wanted
+    if batch % count:
+        raise UsageError(
+            f"train.batch must be a multiple of the number of processes, {size}; found {batch}."
+        )
+    if count % size:
+        fitting = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise UsageError(
+            f"{size} processes cannot share the run's {count} microbatches evenly; start one of "
+            f"{fitting} processes, or a new run with train.microbatches a multiple of {size}."
+        )
+    return count
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:

@@ -17,11 +17,12 @@ from vconv.config import Config
 from vconv.nn.autoencoder import Autoencoder
 
 from .batches import Batch, HeldOut, TrainingBatches
+from .feed import Feed
 from .meter import Meter
 from .objective import backward, learning_rate
 from .state import TrainState, refresh_norms
 from .validate import validate
-from .world import ALONE, World, microbatches
+from .world import ALONE, World
 
 
 @dataclass
@@ -53,35 +54,43 @@ def fit(
     then as it was before the step."""
     train = config.train
     meter = meter or Meter()
-    parts = microbatches(train.microbatches, train.batch, world.size)
-    while state.step < train.steps:
-        with meter.waiting():
-            own = [batches.at(state.step, k, parts).to(device) for k in world.share(parts)]
-        start_bottleneck(state, batches, config, device, world)
-        meter.add(train_step(state, own, config, pool, world))
-        progress = Progress(state.step, {}, due=state.step % train.checkpoint_every == 0)
-        if state.step % train.log_every == 0 or state.step == train.steps:
-            progress.figures = meter.read(
-                train.batch * config.data.window, config.model.audio.sample_rate
-            )
-            progress.figures["learning_rate"] = _rate(state.step - 1, config)
-        due = state.step % train.validate_every == 0 or state.step == train.steps
-        if heldout and world.chief and due:
-            progress.validated = True
-            with meter.standing():
-                refresh_norms(state.average, batches, device)
-                result = validate(
-                    state.average,
-                    heldout,
-                    batches.excerpts,
-                    device,
-                    autocast=train.precision == "bf16",
+    parts = train.microbatches or world.size
+    with Feed(
+        batches,
+        workers=config.data.workers,
+        mine=world.share(parts),
+        parts=parts,
+        steps=train.steps,
+        pin=device.type == "cuda",
+    ) as feed:
+        while state.step < train.steps:
+            with meter.waiting():
+                own = [batch.to(device) for batch in feed.at(state.step)]
+            start_bottleneck(state, batches, config, device, world)
+            meter.add(train_step(state, own, config, pool, world))
+            progress = Progress(state.step, {}, due=state.step % train.checkpoint_every == 0)
+            if state.step % train.log_every == 0 or state.step == train.steps:
+                progress.figures = meter.read(
+                    train.batch * config.data.window, config.model.audio.sample_rate
                 )
-            progress.figures |= result.figures()
-        if progress.due:
-            world.insist([*state.model.parameters()], state.step)
-        if not observe(progress):
-            return
+                progress.figures["learning_rate"] = _rate(state.step - 1, config)
+            due = state.step % train.validate_every == 0 or state.step == train.steps
+            if heldout and world.chief and due:
+                progress.validated = True
+                with meter.standing():
+                    refresh_norms(state.average, batches, device)
+                    result = validate(
+                        state.average,
+                        heldout,
+                        batches.excerpts,
+                        device,
+                        autocast=train.precision == "bf16",
+                    )
+                progress.figures |= result.figures()
+            if progress.due:
+                world.insist([*state.model.parameters()], state.step)
+            if not observe(progress):
+                return
 
 
 def train_step(
@@ -166,7 +175,7 @@ def start_bottleneck(
     if not wanted:
         return
     train = config.train
-    parts = microbatches(train.microbatches, train.batch, world.size)
+    parts = train.microbatches or world.size
     norms = _Norms(state.model)
     vectors: list[Tensor] = []
     step = state.step

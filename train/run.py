@@ -26,13 +26,14 @@ from . import process
 from .batches import Excerpts, Noise, TrainingBatches, held_out
 from .corpus import HEADER, Corpus
 from .inherit import Source, find_source, inherit
+from .launch import microbatches
 from .loop import Progress as StepProgress
 from .loop import fit
 from .meter import Meter
 from .metrics import Diary
 from .prepare import prepare
 from .state import TrainState, build_state, refresh_norms
-from .world import World, expected_rank, expected_size, join, microbatches
+from .world import World, expected_rank, expected_size, join
 
 RUNS = Path("runs")
 SMOKE_STEPS = 20

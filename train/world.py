@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from vconv.errors import SetupError, UsageError
+from vconv.errors import SetupError
 
 # The chief may be busy that long while the others wait: preparing a raw folder, k-means. The end
 # of a process is noticed at once, by its launcher.
@@ -149,25 +149,6 @@ def join(device: torch.device, *, exact: bool) -> Iterator[World]:
         yield world
     finally:
         distributed.destroy_process_group()
-
-
-def microbatches(wanted: int | None, batch: int, size: int) -> int:
-    """How many microbatches a step has; ``wanted`` None: one for each process.
-
-    Raises UsageError when they cannot be shared out evenly.
-    """
-    count = size if wanted is None else wanted
-    if batch % count:
-        raise UsageError(
-            f"train.batch must be a multiple of the number of processes, {size}; found {batch}."
-        )
-    if count % size:
-        fitting = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-        raise UsageError(
-            f"{size} processes cannot share the run's {count} microbatches evenly; start one of "
-            f"{fitting} processes, or a new run with train.microbatches a multiple of {size}."
-        )
-    return count
 
 
 @contextmanager
