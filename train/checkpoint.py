@@ -19,19 +19,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vconv.config import Config, dump_yaml, load_config
-from vconv.errors import ModelError, SetupError
+from vconv.errors import ModelError, SetupError, UsageError
+from vconv.weights import Shape, Tensors, check_tensors, parse_tensors
 
 from .state import TrainState
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{9})")
 _HEADER = "checkpoint.json"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,20 @@ class Checkpoint:
 
     @property
     def config(self) -> Config:
-        return load_config(self.path / "config.yaml")
+        try:
+            return load_config(self.path / "config.yaml")
+        except UsageError as error:
+            raise ModelError(str(error)) from None
 
     @property
     def speakers(self) -> list[str]:
-        names: list[str] = json.loads((self.path / "speakers.json").read_text("utf-8"))
+        path = self.path / "speakers.json"
+        try:
+            names = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"{path}: cannot be read ({error}).") from None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ModelError(f"{path}: is damaged: it is no list of names.")
         return names
 
     @classmethod
@@ -60,15 +73,21 @@ class Checkpoint:
         try:
             text = (path / _HEADER).read_text("utf-8")
             header = json.loads(text)
-            files = dict(header["files"])
             version = header["format_version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path}: {_HEADER} is missing or damaged ({error}).") from None
-        if version != FORMAT_VERSION:
-            raise ModelError(
-                f"{path}: checkpoint format {version} is not known; this version reads "
-                f"{FORMAT_VERSION}."
-            )
+            if version != FORMAT_VERSION:  # before all that another format may have otherwise
+                raise ModelError(
+                    f"{path}: checkpoint format {version!r} is not known; this version of vconv "
+                    f"reads format {FORMAT_VERSION}."
+                )
+            files, step = dict(header["files"]), int(header["step"])
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ModelError(f"{path}: {_HEADER} is missing or damaged ({reason}).") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ModelError(f"{path}: {_HEADER} is missing or damaged ({what}).") from None
+        if step < 0:
+            raise ModelError(f"{path}: {_HEADER} is damaged (its step is {step}).")
         # Byte for byte: 1e-05 and 1E-05 are one value, and one of them is a flipped bit.
         if header.get("digest") != _digest(header) or text != _text(header):
             raise ModelError(f"{path}: {_HEADER} is damaged (its digest does not match).")
@@ -87,12 +106,22 @@ class Checkpoint:
         """Put the stored tensors and the step into a state of the same configuration."""
         _load_network(state.model, self.path / "model.safetensors")
         _load_network(state.average, self.path / "average.safetensors")
-        moments = _read(self.path / "optimizer.safetensors")
         parameters = dict(state.model.named_parameters())
+        path = self.path / "optimizer.safetensors"
+        moments = _read(path)
+        # Of a parameter that was never given a gradient there are none; of another, all.
+        present = {key.rpartition("/")[0] for key in moments}
+        shapes: dict[str, Shape] = {}
+        for name in parameters.keys() & present:
+            shape = tuple(parameters[name].shape)
+            shapes |= {f"{name}/{slot}": () if slot == "step" else shape for slot in _MOMENTS}
+        check_tensors(moments, shapes, str(path))
+        if self.step and not moments:
+            raise ModelError(f"{path}: has no tensors; an optimiser without its moments is none.")
         slots: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in moments.items():
+        for key, array in moments.items():
             name, _, slot = key.rpartition("/")
-            slots.setdefault(name, {})[slot] = tensor.to(parameters[name].device)
+            slots.setdefault(name, {})[slot] = _tensor(array).to(parameters[name].device)
         for name, parameter in parameters.items():
             state.optimizer.state[parameter] = slots.get(name, {})
         state.step = self.step
@@ -164,7 +193,7 @@ def _write(
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint below a folder, and a sentence for each damaged newer one."""
     damaged: list[str] = []
-    for path in reversed(_listed(folder)):
+    for path in reversed(listed(folder)):
         try:
             return Checkpoint.open(path), damaged
         except ModelError as error:
@@ -181,7 +210,7 @@ def retain(folder: Path, *, keep_last: int, keep_best: int) -> None:
     found, _ = newest(folder)
     if found is None:
         return
-    paths = [path for path in _listed(folder) if path.name <= found.path.name]
+    paths = [path for path in listed(folder) if path.name <= found.path.name]
     scores: list[tuple[float, Path]] = []
     for path in paths:
         try:
@@ -209,10 +238,16 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _listed(folder: Path) -> list[Path]:
+def is_name(name: str) -> bool:
+    """Whether a checkpoint's folder may be called so."""
+    return _NAME.fullmatch(name) is not None
+
+
+def listed(folder: Path) -> list[Path]:
+    """The checkpoints below a folder, the oldest first; damaged ones too."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    return sorted(path for path in folder.iterdir() if is_name(path.name))
 
 
 def _stored(network: torch.nn.Module) -> dict[str, Tensor]:
@@ -228,19 +263,22 @@ def _moments(state: TrainState) -> dict[str, Tensor]:
 
 
 def _load_network(network: torch.nn.Module, path: Path) -> None:
-    tensors = _read(path)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ModelError(f"{path}: does not fit the configuration: {first}") from None
+    arrays = _read(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    check_tensors(arrays, shapes, str(path))
+    network.load_state_dict({name: _tensor(array) for name, array in arrays.items()})
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> Tensors:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}).") from None
+        return parse_tensors(path.read_bytes(), str(path))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ModelError(f"{path}: cannot be read ({reason}).") from None
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(array))
 
 
 def _text(header: Mapping[str, Any]) -> str:

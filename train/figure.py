@@ -98,6 +98,29 @@ _STANDARD = (
         _Panel("Active dimensions", "", ("active_dimensions", "heldout_active_dimensions"), "zero"),
     ),
     (
+        _Panel("Expected error, held out", "mu-law classes", ("heldout_mulaw_error",), "late"),
+        _Panel(
+            "Dead channels, held out",
+            "",
+            ("dead_encoder", "dead_conditioner", "dead_gated", "dead_output"),
+            "share",
+            ("encoder", "conditioner", "gated layers", "output"),
+        ),
+        _Panel(
+            "Change of the weights in a step",
+            "of their norm",
+            (
+                "update_encoder",
+                "update_bottleneck",
+                "update_speakers",
+                "update_conditioner",
+                "update_wavenet",
+            ),
+            "log",
+            ("encoder", "bottleneck", "speakers", "conditioner", "WaveNet"),
+        ),
+    ),
+    (
         _Panel("Learning rate", "", ("learning_rate",), "zero"),
         _Panel("Gradient norm", "", ("gradient_norm",), "log"),
         _Panel("Throughput", "samples a second", ("samples_per_second",), "zero"),

@@ -306,7 +306,11 @@ def _other_signal(before: ModelConfig, now: ModelConfig, parts: Sequence[Part]) 
 def _of_checkpoint(checkpoint: Checkpoint, skipped: tuple[str, ...]) -> Source:
     config, speakers = checkpoint.config.model, checkpoint.speakers
     where = checkpoint.path / "average.safetensors"
-    tensors = parse_tensors(where.read_bytes(), str(where))
+    try:
+        tensors = parse_tensors(where.read_bytes(), str(where))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ModelError(f"{where}: cannot be read ({reason}).") from None
     check_tensors(tensors, expected_shapes(config, len(speakers)), str(where))
     return Source(
         where=checkpoint.path,

@@ -15,6 +15,7 @@ from vconv.reading import printable
 from .corpus import AUDIO
 
 JOURNAL = "journal.jsonl"
+_NOTED = {"id", "length", "clipped", "silent", "rejected"}
 FLUSH_EVERY = 64  # utterances between two fsyncs
 
 
@@ -95,13 +96,14 @@ def _read(notes: Path, audio: Path) -> tuple[str | None, list[dict[str, Any]]]:
     for line in notes.read_text("ascii", "replace").splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:  # the interruption cut this line
+            if plan is None:
+                plan = str(entry["plan"])
+                continue
+            length = int(entry["length"])
+        except (ValueError, KeyError, TypeError, RecursionError):  # cut by the interruption
             break
-        if plan is None:
-            plan = str(entry.get("plan"))
-            continue
-        present -= entry["length"]
-        if present < 0:
+        present -= length
+        if present < 0 or length < 0 or not entry.keys() >= _NOTED:
             break
         entries.append(entry)
     return plan, entries

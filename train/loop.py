@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from vconv.nn.autoencoder import Autoencoder
 
 from .batches import Batch, HeldOut, TrainingBatches
 from .feed import Feed
+from .health import Updates
 from .meter import Meter
 from .objective import backward, learning_rate
 from .state import TrainState, refresh_norms
@@ -31,6 +32,7 @@ class Progress:
 
     step: int
     figures: dict[str, float]
+    vectors: dict[str, list[float]] = field(default_factory=dict)  # see Validation.vectors
     validated: bool = False
     due: bool = False  # a checkpoint is
 
@@ -67,13 +69,18 @@ def fit(
             with meter.waiting():
                 own = [batch.to(device) for batch in feed.at(state.step)]
             start_bottleneck(state, batches, config, device, world)
-            meter.add(train_step(state, own, config, pool, world))
+            step = state.step + 1
+            logged = step % train.log_every == 0 or step == train.steps
+            updates = Updates(state.model) if logged and world.chief else None
+            meter.add(train_step(state, own, config, pool, world, updates))
             progress = Progress(state.step, {}, due=state.step % train.checkpoint_every == 0)
-            if state.step % train.log_every == 0 or state.step == train.steps:
+            if logged:
                 progress.figures = meter.read(
                     train.batch * config.data.window, config.model.audio.sample_rate
                 )
                 progress.figures["learning_rate"] = _rate(state.step - 1, config)
+                if updates is not None:
+                    progress.figures |= updates.figures
             due = state.step % train.validate_every == 0 or state.step == train.steps
             if heldout and world.chief and due:
                 progress.validated = True
@@ -87,6 +94,7 @@ def fit(
                         autocast=train.precision == "bf16",
                     )
                 progress.figures |= result.figures()
+                progress.vectors = result.vectors()
             if progress.due:
                 world.insist([*state.model.parameters()], state.step)
             if not observe(progress):
@@ -99,6 +107,7 @@ def train_step(
     config: Config,
     pool: Executor | None = None,
     world: World = ALONE,
+    updates: Updates | None = None,
 ) -> dict[str, Tensor]:
     """One step: what the microbatches yield, averaged, then all of the state at once.
 
@@ -151,6 +160,8 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = _rate(state.step, config)
     state.optimizer.step()
+    if updates is not None:
+        updates.measure()
     state.optimizer.zero_grad(set_to_none=True)
     committed = model.bottleneck.commit(seed=train.seed, step=state.step, gather=world.gather)
     # Sums over many vectors: on a GPU their order, and with it the last bits, is nobody's promise.
@@ -158,7 +169,7 @@ def train_step(
     state.step += 1
     state.update_average(train.average)
     measured = {name: value[0] for name, value in zip(names, figures, strict=True)}
-    return measured | committed | {"gradient_norm": norm}
+    return measured | committed | {"gradient_norm": norm, "clipped": (norm > train.clip).float()}
 
 
 @torch.no_grad()

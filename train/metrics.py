@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from .checkpoint import sync
 
 
 class Diary:
-    """Appends a line of figures per step logged; a context manager."""
+    """Appends a line of figures per step logged; a context manager.
+
+    board: the TensorBoard writer, for what is no figure (``samples.show``).
+    """
 
     def __init__(self, run: Path, step: int) -> None:
         """``step``: where training goes on; figures of later steps are removed."""
@@ -24,7 +29,7 @@ class Diary:
         _cut_back(self.path, step)
         self._file = self.path.open("a", encoding="utf-8")
         # Events of later steps, left by a killed process, are hidden by purge_step.
-        self._board = SummaryWriter(str(run / "tb"), purge_step=step + 1)
+        self.board = SummaryWriter(str(run / "tb"), purge_step=step + 1)
 
     def __enter__(self) -> Diary:
         return self
@@ -38,20 +43,31 @@ class Diary:
         try:
             self._file.close()
         finally:
-            self._board.close()
+            self.board.close()
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **_rounded(figures)}) + "\n")
+    def write(
+        self,
+        step: int,
+        figures: Mapping[str, float],
+        vectors: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        """Log figures, and vectors (a value for each dimension): lists in metrics.jsonl,
+        histograms in TensorBoard."""
+        vectors = vectors or {}
+        lists = {name: [float(f"{x:.4g}") for x in values] for name, values in vectors.items()}
+        self._file.write(json.dumps({"step": step, **_rounded(figures), **lists}) + "\n")
         self._file.flush()
         for name, value in figures.items():
-            self._board.add_scalar(name, value, step)
+            self.board.add_scalar(name, value, step)
+        for name, values in vectors.items():
+            self.board.add_histogram(name, np.asarray(values), step)
 
     def sync(self) -> None:
         """Make what is written so far outlast a loss of power; before a checkpoint."""
         os.fsync(self._file.fileno())
         # The file may be new, or have taken another's place at a resume.
         sync(self.path.parent)
-        self._board.flush()
+        self.board.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

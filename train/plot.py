@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 
 import matplotlib
 import numpy as np
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.style import context as style_context
 from pydantic import BeforeValidator
 
-from vconv.config import Section, load_config, parse
+from vconv.config import Section, load_config
+from vconv.config_file import parse, read_mapping
 from vconv.errors import InputError, UsageError
 from vconv.messages import say
 from vconv.reading import printable, reason_of
@@ -173,19 +173,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _defaults(path: Path) -> dict[str, Any]:
-    name = printable(path)
-    try:
-        text = path.read_text("utf-8")
-        # YAML has no tabs, which may indent JSON.
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise UsageError(f"{name}: cannot be read ({reason_of(error)}).") from None
-    except (ValueError, yaml.YAMLError, RecursionError):
-        kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise UsageError(f"{name}: is not valid {kind}.") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{name}: must be a mapping of keys to values, such as title: Demo.")
-    return parse(PlotConfig, values, name).model_dump(exclude_unset=True)
+    values = read_mapping(path)
+    return parse(PlotConfig, values, str(path)).model_dump(exclude_unset=True)
 
 
 def _outputs(plan: PlotConfig, names: Sequence[str]) -> list[Path]:

@@ -3,19 +3,22 @@
 Utterances are converted in parallel and written in the source's order, each noted in a journal
 once it is on disk, so that an interrupted preparation goes on where it stopped. `corpus.json` is
 written last, in one rename: a folder that has it is complete. The same recordings give the same
-bytes, whatever the number of jobs and the interruptions.
+bytes, whatever the number of jobs and the interruptions. A complete corpus that is to be replaced
+stands until the other is complete too.
 """
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -27,10 +30,11 @@ import numpy.typing as npt
 
 from vconv.audio import SAMPLE_RATE, Resampler, read_blocks
 from vconv.errors import InputError, SetupError, UsageError
-from vconv.reading import printable
+from vconv.reading import printable, reason_of
 
 from .corpus import AUDIO, FULL_SCALE, HEADER, UTTERANCES, VERSION
 from .journal import JOURNAL, Journal
+from .lock import HOLDER, LOCK, only_writer
 from .sources import Listing, hold_out, list_source
 from .statistics import feature_statistics
 
@@ -44,8 +48,13 @@ SILENT_PEAK = 1e-4  # -80 dB: below three int16 steps there is no speech
 TRIM_DB, TRIM_FRAME, TRIM_MARGIN = -40.0, 320, 1_600  # re the loudest frame; samples
 
 Samples = npt.NDArray[np.int16]
-_OURS = {AUDIO, UTTERANCES, HEADER, JOURNAL}
 _PARTIAL = ".partial"
+_REPLACEMENT = ".replacement"  # the folder in a corpus in which another is prepared
+_OURS = {AUDIO, UTTERANCES, HEADER, JOURNAL, LOCK, HOLDER, _REPLACEMENT}
+MAX_PAD_SECONDS = 60
+# A full, failing or read-only disk is the machine's fault; any other place that cannot be written
+# to is the wrong place.
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -101,16 +110,24 @@ def prepare(
     """
     if not 0 <= heldout < 1:
         raise UsageError(f"The held-out share must be at least 0 and below 1, found {heldout}.")
-    if pad_samples < 0:
-        raise UsageError(f"The padding must be 0 samples or more, found {pad_samples}.")
+    if not 0 <= pad_samples <= MAX_PAD_SECONDS * SAMPLE_RATE:
+        raise UsageError(
+            f"The padding must be from 0 to {MAX_PAD_SECONDS} s, found {pad_samples:,} samples."
+        )
     if jobs is not None and jobs < 1:
         raise UsageError(f"The number of jobs must be at least 1, found {jobs}.")
-    jobs = jobs or os.cpu_count() or 1
-    folder = Path(out)
+    target, name = Path(out), printable(source)
+    _refuse_inside(Path(source), target)
     listing = list_source(source)
+    if "train" not in hold_out(listing.items, heldout):
+        raise InputError(f"{name}: every recording is held out; none is left to train on.")
+    jobs = min(jobs or os.cpu_count() or 1, len(listing.items))
     try:
-        _make_room(folder, overwrite)
-        with _pool(jobs) as pool, _bar(progress) as advance:
+        with (
+            _room(target, overwrite) as folder,
+            _pool(jobs) as pool,
+            _bar(progress) as advance,
+        ):
             convert = partial(_convert, pad_samples=pad_samples, trim=trim)
             plan = _fingerprint(listing, pad_samples, trim)
             with Journal(folder, plan, overwrite) as journal:
@@ -120,17 +137,22 @@ def prepare(
                 for item, (samples, note) in zip(todo, results, strict=True):
                     journal.append(samples, {"id": item.id, **note})
                     advance("converting", len(listing.items), len(journal.entries))
-            return _finish(
+            report = _finish(
                 folder,
                 listing,
+                name,
                 journal.entries,
                 heldout=heldout,
                 header={"licence": licence, "pad_samples": pad_samples, "trim": trim},
                 run=partial(_in_order, pool, jobs=jobs),
                 advance=advance,
             )
+            if folder != target:
+                _replace(target)
+            return report
     except OSError as error:
-        raise UsageError(f"{printable(folder)}: cannot be written ({error}).") from error
+        kind = SetupError if error.errno in _STORAGE else UsageError
+        raise kind(f"{printable(target)}: cannot be written ({reason_of(error)}).") from error
     except BrokenExecutor as error:
         raise SetupError(
             "A process of the preparation was ended from outside, perhaps for want of memory; run "
@@ -141,6 +163,7 @@ def prepare(
 def _finish(
     folder: Path,
     listing: Listing,
+    source: str,
     entries: Sequence[Mapping[str, Any]],
     *,
     heldout: float,
@@ -152,9 +175,12 @@ def _finish(
     kept = [(item, e) for item, e in zip(listing.items, entries, strict=True) if e["length"]]
     rejected = [*listing.rejected, *((e["id"], e["rejected"]) for e in entries if e["rejected"])]
     if not kept:
-        (folder / JOURNAL).unlink()
-        why = f"; the first: {rejected[0][0]}: {rejected[0][1]}" if rejected else ""
-        raise InputError(f"None of the source's {len(listing.items):,} recordings is usable{why}.")
+        for own in (JOURNAL, AUDIO):
+            (folder / own).unlink()
+        why = "; all are silent"
+        if rejected:
+            why = f"; the first: {rejected[0][0]}: {rejected[0][1].rstrip('.')}"
+        raise InputError(f"{source}: none of its {len(listing.items):,} recordings is usable{why}.")
     splits = hold_out([item for item, _ in kept], heldout)
     seconds = dict.fromkeys(listing.speakers, 0.0)
     lines, spans, start = [], [], 0
@@ -175,7 +201,7 @@ def _finish(
         seconds[item.speaker] += (length - 2 * pad) / SAMPLE_RATE
         start += length
     if not spans:
-        raise InputError("Every usable recording is held out; none is left to train on.")
+        raise InputError(f"{source}: every usable recording is held out; none is left to train on.")
     # A speaker none of whose recordings is usable has no index: nothing could train it.
     speakers = [name for name in listing.speakers if seconds[name]]
     report = Report(
@@ -244,17 +270,65 @@ def _trimmed(wav: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return wav[max(0, first - TRIM_MARGIN) : last + TRIM_MARGIN]
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
-    name = printable(folder)
-    if folder.exists() and not folder.is_dir():
+def _refuse_inside(source: Path, out: Path) -> None:
+    """UsageError for a corpus that would lie among the recordings: the next preparation would take
+    it for a speaker."""
+    try:
+        inside = source.is_dir() and out.resolve().is_relative_to(source.resolve())
+    except (OSError, RuntimeError):  # a loop of links; whoever opens it says so
+        return
+    if inside and not out.is_file():
+        raise UsageError(
+            f"{printable(out)}: lies in the source's folder, {printable(source)}; choose a folder "
+            "outside for the corpus."
+        )
+
+
+@contextmanager
+def _room(out: Path, overwrite: bool) -> Iterator[Path]:
+    """The folder to prepare in, held against others: `out`, or one within the complete corpus that
+    is to be replaced. Where nothing comes of it, nothing is left."""
+    new = [place for place in (out, *out.parents) if not os.path.lexists(place)]
+    complete = _refuse_other(out, overwrite)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with only_writer(out, "a preparation", tidy=True):
+            replacement = out / _REPLACEMENT
+            if (replacement / HEADER).exists():  # an interruption left the last renames to do
+                _replace(out)
+            complete = _refuse_other(out, overwrite)
+            folder = replacement if complete else out
+            folder.mkdir(exist_ok=True)
+            yield folder
+    finally:
+        for place in (out / _REPLACEMENT, *new):
+            with suppress(OSError):  # there is something in it, or it is not there
+                place.rmdir()
+
+
+def _refuse_other(out: Path, overwrite: bool) -> bool:
+    """Whether a complete corpus is there. UsageError where there is and it is to stay, and for a
+    place that something else has taken."""
+    name = printable(out)
+    if os.path.lexists(out) and not out.is_dir():
         raise UsageError(f"{name}: is a file; a corpus is a folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / HEADER).exists():
-        if not overwrite:
-            raise UsageError(f"{name}: is a complete corpus already; ask to overwrite it.")
-        (folder / HEADER).unlink()
-    elif any(path.name.removesuffix(_PARTIAL) not in _OURS for path in folder.iterdir()):
+    complete = (out / HEADER).exists()
+    if complete and not overwrite:
+        raise UsageError(f"{name}: is a complete corpus already; --overwrite replaces it.")
+    held = os.listdir(out) if out.is_dir() and not complete else []
+    if any(file.removesuffix(_PARTIAL) not in _OURS for file in held):
         raise UsageError(f"{name}: holds other files; choose a new or an empty folder.")
+    return complete
+
+
+def _replace(out: Path) -> None:
+    """Put the replacement in the corpus's place. Whoever has opened the old one goes on reading it;
+    struck at any moment, the next preparation ends it."""
+    (out / HEADER).unlink(missing_ok=True)
+    for name in (AUDIO, UTTERANCES, HEADER):
+        with suppress(FileNotFoundError):
+            os.replace(out / _REPLACEMENT / name, out / name)
+    shutil.rmtree(out / _REPLACEMENT)
 
 
 def _fingerprint(listing: Listing, pad_samples: int, trim: bool) -> str:

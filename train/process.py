@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,11 +14,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from vconv.config import Config
 from vconv.errors import SetupError, UsageError
 
+from .lock import only_writer
 from .world import expected_size, local_rank
 
 # A full, failing or read-only disk.
@@ -103,20 +101,9 @@ def lock(folder: Path) -> Iterator[None]:
 
     Inside, a disk that is full or fails becomes a SetupError in one sentence.
     """
-    holder = folder / "lock.json"
-    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire()
-    except Timeout:
-        try:
-            who = json.loads(holder.read_text("utf-8"))
-            by = f"process {who['pid']} on {who['host']}"
-        except (OSError, ValueError, KeyError):
-            by = "another process"
-        raise UsageError(f"{folder}: the run is held by {by}.") from None
-    try:
-        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), "utf-8")
-        yield
+        with only_writer(folder, "a training run"):
+            yield
     except OSError as error:
         if error.errno not in _STORAGE:
             raise
@@ -124,11 +111,6 @@ def lock(folder: Path) -> Iterator[None]:
             f"{folder}: cannot be written ({error}); the checkpoints stand, and the same command "
             "goes on from the last."
         ) from error
-    finally:
-        try:
-            holder.unlink(missing_ok=True)
-        finally:
-            lock.release()
 
 
 @contextmanager

@@ -18,20 +18,24 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vconv.config import RESUMABLE, Config, dump_yaml, flatten, load_config
-from vconv.errors import InputError, UsageError, VconvError
+from vconv.config import Config, dump_yaml, load_config
+from vconv.errors import InputError, VconvError
 
 from . import checkpoint as checkpoints
-from . import process
+from . import coverage, process
 from .batches import Excerpts, Noise, TrainingBatches, held_out
 from .corpus import HEADER, Corpus
+from .health import Watch
 from .inherit import Source, find_source, inherit
 from .launch import microbatches
 from .loop import Progress as StepProgress
 from .loop import fit
 from .meter import Meter
 from .metrics import Diary
+from .naming import run_name
 from .prepare import prepare
+from .resume import go_back, refuse_changes, resume_point, run_folder, same_corpus
+from .samples import take_samples
 from .state import TrainState, build_state, refresh_norms
 from .world import World, expected_rank, expected_size, join
 
@@ -56,7 +60,7 @@ def train_command(
     launcher (torchrun) says so.
     """
     config = load_config(config_path, overrides)
-    name = run or config.name
+    name = run_name(run, config, config_path)
     if smoke_test:
         name += "-smoke"
         config = _smoke(config)
@@ -70,8 +74,7 @@ def train_command(
         return _train(_Start(config, folder))
     if config.train.init_from is not None and not folder.exists():
         find_source(config.train.init_from)  # refused before it leaves an empty run
-    folder.mkdir(parents=True, exist_ok=True)
-    with process.lock(folder):
+    with run_folder(folder), process.lock(folder):
         return _train(_begin(config, folder, resume))
 
 
@@ -84,26 +87,28 @@ class _Start:
     checkpoint: checkpoints.Checkpoint | None = None
     source: Source | None = None
     corpus: Corpus | None = None
+    goes_back: bool = False  # to a checkpoint that was named, hence perhaps not the newest
 
 
 def _begin(config: Config, folder: Path, resume: str) -> _Start:
     """All that may be refused or take long, before the other processes are met."""
     kept = folder / "checkpoints"
     checkpoints.sweep(kept)
-    start = _resume_point(folder, resume)
-    if resume == "auto":  # the run may have died between a save and its retention
-        _retain(kept, config)
+    start, damaged = resume_point(folder, resume)
+    for sentence in damaged:
+        _say(f"skipped: {sentence}")
     config = _with_microbatches(config, start)
     source = None
     if start is not None:
-        _refuse_changes(start, config)
+        refuse_changes(start, config)
     elif config.train.init_from is not None:  # found before anything that takes long
         source = find_source(config.train.init_from)
     process.device(config.train.device)
     corpus = _corpus(config, folder)
     if start is not None:
-        _same_corpus(start, corpus)
-    return _Start(config, folder, start, source, corpus)
+        same_corpus(start, corpus)
+    goes_back = resume not in ("auto", "never")
+    return _Start(config, folder, start, source, corpus, goes_back)
 
 
 def _train(begun: _Start) -> int:
@@ -135,6 +140,11 @@ def _fill(state: TrainState, begun: _Start, corpus: Corpus) -> None:
     """The state to begin with, and a line that says where it is from."""
     if begun.checkpoint is not None:
         begun.checkpoint.restore(state)
+        # Only now is it sure that the run goes on, from here.
+        if not begun.goes_back:  # the run may have died between a save and its retention
+            _retain(begun.folder / "checkpoints", begun.config)
+        elif (aside := go_back(begun.folder, begun.checkpoint)) is not None:
+            _say(f"set aside what does not lead up to {begun.checkpoint.path}: it is in {aside}")
         _say(f"resuming {begun.folder} at step {state.step:,} from {begun.checkpoint.path}")
         return
     _say(f"starting {begun.folder}: {_count(state):,} parameters, {len(corpus.speakers)} speakers")
@@ -198,6 +208,9 @@ class _Run:
             )
         with ExitStack() as around:
             if world.chief:
+                self.watch = Watch(config)
+                for sentence in coverage.warnings(self.batches.excerpts):
+                    _say(f"vconv: warning: {sentence}")
                 self.diary = around.enter_context(Diary(self.folder, state.step))
                 self.bar = around.enter_context(_bar(config, state))
             self.caught = around.enter_context(process.signals())
@@ -235,7 +248,7 @@ class _Run:
 
     def record(self, progress: StepProgress) -> None:
         if progress.figures:
-            self.diary.write(progress.step, progress.figures)
+            self.diary.write(progress.step, progress.figures, progress.vectors)
         if progress.validated:
             self.validation = {
                 name: value
@@ -244,11 +257,31 @@ class _Run:
             } | {"step": float(progress.step)}
         if progress.due:
             self.save()
+        every = self.config.train.sample_every
+        if every and progress.step % every == 0:
+            with self.meter.standing():
+                self.sample(progress.step)
+        if progress.figures:
+            for sentence in self.watch(progress.step, progress.figures):
+                _say(f"step {progress.step:,}: warning: {sentence}")
         # Said last: with nobody left to read it (a closed pipe) the process ends here.
         if progress.validated:
             _say(f"step {progress.step:,}: {_summary(self.validation)}")
         self.nll = progress.figures.get("nll", self.nll)
         self.bar.update(self.bar.task_ids[0], completed=progress.step, nll=self.nll)
+
+    def sample(self, step: int) -> None:
+        """Conversions to listen to, by the average as it would be exported."""
+        refresh_norms(self.state.average, self.batches, self.device)
+        take_samples(
+            self.state.average,
+            self.config.model,
+            self.corpus,
+            self.folder / "samples",
+            step,
+            self.diary.board,
+            self.device,
+        )
 
     def save(self) -> None:
         config, state = self.config, self.state
@@ -281,33 +314,6 @@ def _retain(kept: Path, config: Config) -> None:
     checkpoints.retain(kept, keep_last=config.train.keep_last, keep_best=config.train.keep_best)
 
 
-def _resume_point(folder: Path, resume: str) -> checkpoints.Checkpoint | None:
-    kept = folder / "checkpoints"
-    if resume not in ("auto", "never"):
-        path = Path(resume)
-        if (path / "checkpoint.json").exists():
-            return checkpoints.Checkpoint.open(path)
-        found, damaged = checkpoints.newest(
-            path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        )
-        _report(damaged)
-        if found is None:
-            raise UsageError(f"--resume {resume}: there is no whole checkpoint to go on from.")
-        return found
-    found, damaged = checkpoints.newest(kept)
-    _report(damaged)
-    if found is None and damaged:
-        raise UsageError(
-            f"{folder}: every checkpoint of the run is damaged; remove them to start anew."
-        )
-    if found is not None and resume == "never":
-        raise UsageError(
-            f"{folder}: the run exists, at step {found.step:,}; choose another --run or drop "
-            "--resume never to go on."
-        )
-    return found
-
-
 def _with_microbatches(config: Config, start: checkpoints.Checkpoint | None) -> Config:
     """Their number, decided when a run starts and kept from then on."""
     wanted = config.train.microbatches
@@ -318,17 +324,6 @@ def _with_microbatches(config: Config, start: checkpoints.Checkpoint | None) -> 
     return config.model_copy(update={"train": train})
 
 
-def _refuse_changes(start: checkpoints.Checkpoint, config: Config) -> None:
-    before, now = flatten(start.config), flatten(config)
-    before["train.microbatches"] = before["train.microbatches"] or 1  # null: one process's
-    for key, value in now.items():
-        if key not in RESUMABLE and before.get(key) != value:
-            raise UsageError(
-                f"{key} was {before.get(key)!r} in {start.path} and is {value!r} now: it may not "
-                "change when a run is resumed; choose another --run to start anew."
-            )
-
-
 def _inherit(
     state: TrainState, source: Source, config: Config, corpus: Corpus, folder: Path
 ) -> None:
@@ -336,16 +331,6 @@ def _inherit(
     for line in inheritance.report():
         _say(line)
     (folder / "init_from.json").write_text(json.dumps(inheritance.to_json(), indent=1) + "\n")
-
-
-def _same_corpus(start: checkpoints.Checkpoint, corpus: Corpus) -> None:
-    if start.header["corpus"]["digest"] != corpus.digest:
-        raise InputError(
-            f"{corpus.path}: is not the corpus that {start.path} was trained on (its digest "
-            "differs); resume with that one, or choose another --run."
-        )
-    if start.speakers != list(corpus.speakers.names):
-        raise InputError(f"{corpus.path}: its speakers are not those of {start.path}.")
 
 
 def _corpus(config: Config, folder: Path) -> Corpus:
@@ -397,21 +382,17 @@ def _hours(corpus: Corpus) -> float:
 def _summary(figures: Mapping[str, float]) -> str:
     if "heldout_nll" not in figures:
         return "no held-out figures"
-    quantised = "heldout_codes_used" in figures
-    return (
-        f"held-out {figures['heldout_nll']:.3f} nats, latents of another utterance "
-        f"{figures['probe_latents']:+.3f}, another speaker {figures['probe_speaker']:+.3f}"
-        + (f", {figures['heldout_codes_used']:.0%} of codes in use" if quantised else "")
-    )
+    told = [
+        ("heldout_nll", "held-out {:.3f} nats"),
+        ("probe_latents", "latents of another utterance {:+.3f}"),
+        ("probe_speaker", "another speaker {:+.3f}"),
+        ("heldout_codes_used", "{:.0%} of codes in use"),
+    ]
+    return ", ".join(text.format(figures[name]) for name, text in told if name in figures)
 
 
 def _count(state: TrainState) -> int:
     return sum(parameter.numel() for parameter in state.model.parameters())
-
-
-def _report(damaged: Sequence[str]) -> None:
-    for sentence in damaged:
-        _say(f"skipped: {sentence}")
 
 
 def _say(text: str) -> None:

@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,8 @@ def list_source(source: str | os.PathLike[str]) -> Listing:
         except OSError as error:
             raise InputError(f"{name}: cannot be read ({error}).") from None
         wanted = "a folder per speaker with recordings, " + " ".join(sorted(AUDIO_SUFFIXES))
+    elif path.exists() and not path.is_file():
+        raise InputError(f"{name}: is neither a folder nor a regular file.")
     elif path.suffix.lower() in (".jsonl", ".csv"):
         listing = _manifest(path)
         wanted = "a line per recording, with at least its path and speaker"
@@ -96,7 +98,21 @@ def list_source(source: str | os.PathLike[str]) -> Listing:
         raise InputError(
             f"{name}: holds no recordings (taken for {listing.layout}); expected {wanted}."
         )
-    return listing
+    alike = _alike(listing.speakers)
+    return replace(listing, notes=[*listing.notes, *alike]) if alike else listing
+
+
+def _alike(speakers: Sequence[str]) -> list[str]:
+    """A note on names that only case tells apart: a listener, and many file systems, cannot."""
+    spellings: dict[str, list[str]] = {}
+    for name in speakers:
+        spellings.setdefault(name.casefold(), []).append(name)
+    return [
+        f"the speakers {' and '.join(names)} differ in case only; they are taken for "
+        f"{len(names)} speakers"
+        for names in spellings.values()
+        if len(names) > 1
+    ]
 
 
 def natural_key(name: str) -> str:

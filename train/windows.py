@@ -16,7 +16,8 @@ Indices = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: keeps zeros from staying zero
-_ROUNDS = 6
+# With 6, or with halves of 2 bits, small ranges show structure (tests/train/test_windows.py).
+_ROUNDS, _HALF_BITS = 8, 3
 _BYTES_PER_SAMPLE = 2  # int16 on disk and in the page cache
 # What a key is for, so that phases, file orders and permutations are unrelated.
 _PHASE, _ORDER, _PERMUTATION = 1, 2, 3
@@ -69,11 +70,12 @@ def keyed(*parts: int | _Words) -> _Words:
 def permute(positions: Indices, size: int, key: int) -> Indices:
     """Positions [B] in [0, size) -> where the permutation of that range named by `key` puts them.
 
-    A Feistel network on the smallest even number of bits that holds `size` (Luby & Rackoff 1988):
-    a bijection whatever its round function. A result outside the range is sent through again
-    (cycle walking, Black & Rogaway 2002), fewer than four times on average.
+    A Feistel network on the smallest even number of bits that holds `size`, at least six (Luby &
+    Rackoff 1988): a bijection whatever its round function. A result outside the range is sent
+    through again (cycle walking, Black & Rogaway 2002), fewer than four times on average from a
+    `size` of 17 on.
     """
-    half = max(1, (int(size - 1).bit_length() + 1) // 2)
+    half = max(_HALF_BITS, (int(size - 1).bit_length() + 1) // 2)
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     keys = [keyed(key, turn) for turn in range(_ROUNDS)]
     words = positions.astype(np.uint64)
@@ -147,7 +149,7 @@ class WindowPlan:
         self._speakers = np.asarray(speakers, np.int64)
         self._window, self._left, self._seed = window, left, seed
         self._targets = np.maximum(self._lengths - left - right, 0)
-        self._budget = None if buffer_mb is None else buffer_mb * 1e6 / _BYTES_PER_SAMPLE
+        self._budget = None if buffer_mb is None else int(buffer_mb * 1e6 / _BYTES_PER_SAMPLE)
         self._fraction = fraction
         # From 2 W - 1 targets on, an utterance holds a window at every phase: no epoch is empty.
         needed = left + 2 * window - 1 + right
@@ -225,7 +227,7 @@ class WindowPlan:
         draws = np.ceil(self._fraction * sizes).astype(np.int64)
         return _Epoch(phases, order, ends, window_ends - sizes, sizes, np.cumsum(draws))
 
-    def _groups(self, order: Indices, counts: Indices, budget: float) -> Indices:
+    def _groups(self, order: Indices, counts: Indices, budget: int) -> Indices:
         """The ends [G] of the runs of `order` that fit the budget; a longer file is one alone."""
         used = np.where(counts[order] > 0, self._lengths[order], 0)
         filled = np.cumsum(used)

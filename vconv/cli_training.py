@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .errors import SetupError
+from .config import load_config
+from .errors import SetupError, UsageError
 from .messages import emit, log_on_stderr, say
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -32,7 +34,7 @@ def prepare(
     ] = 0.02,
     trim: Annotated[bool, typer.Option("--trim", help="Cut silence off both ends.")] = False,
     pad_seconds: Annotated[
-        float, typer.Option(min=0, help="Silence before and after each recording.")
+        float, typer.Option(help="Silence before and after each recording, at most 60.")
     ] = 0.5,
     licence: Annotated[str, typer.Option(help="A note kept with the corpus.")] = "",
     jobs: Annotated[
@@ -44,6 +46,9 @@ def prepare(
     as_json: JsonOption = False,
 ) -> int:
     """Prepare recordings as a corpus to train on."""
+    if not 0 <= pad_seconds <= 60:
+        raise UsageError(f"--pad-seconds: allowed are 0 to 60, found {pad_seconds:g}.")
+    _require("train", "torch", "torchaudio")
     with _extra("train"):
         from vconv.train.prepare import prepare as run_prepare
     from .audio import SAMPLE_RATE
@@ -101,7 +106,12 @@ def train(
     ] = False,
 ) -> int:
     """Train a model, or go on with a run that was interrupted."""
+    from vconv.train.naming import run_name
+
     overrides = [*(overrides or ()), *(["train.elastic_exact=true"] if elastic_exact else ())]
+    # What is wrong with them is said before torch is loaded, and by one process.
+    run_name(run, load_config(config, overrides), config)
+    _require("train", "torch", "torchaudio", "tensorboard", "sklearn")
     with _extra("train"):
         if nproc > 1:
             from vconv.train.launch import launch_training
@@ -110,9 +120,10 @@ def train(
                 nproc, config, run=run, overrides=overrides, resume=resume, smoke_test=smoke_test
             )
         from vconv.train.run import train_command
-    return train_command(
-        config, run=run, overrides=overrides, resume=resume, smoke_test=smoke_test
-    )
+    with _enough_memory():
+        return train_command(
+            config, run=run, overrides=overrides, resume=resume, smoke_test=smoke_test
+        )
 
 
 def plot(
@@ -216,6 +227,14 @@ def export(
     return 0
 
 
+def _require(extra: str, *packages: str) -> None:
+    """SetupError if a package is missing that is imported late: after hours, perhaps."""
+    for package in packages:
+        with _extra(extra):
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
 @contextmanager
 def _extra(name: str) -> Iterator[None]:
     """Imports of an optional part; a package that is missing becomes one sentence."""
@@ -225,4 +244,25 @@ def _extra(name: str) -> Iterator[None]:
         raise SetupError(
             f"{error.name or 'a package'} is missing ({error}); install what this command "
             f"needs: pip install 'vconv[{name}]'."
+        ) from error
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Around training: memory that is not there becomes one sentence, saying what takes less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has no type of its own for what a CPU's allocator says.
+        lacking = (
+            "out of memory",
+            "can't allocate memory",
+            "not enough memory",
+            "size calculation",
+        )
+        if not isinstance(error, MemoryError) and not any(each in str(error) for each in lacking):
+            raise
+        raise SetupError(
+            "train.batch, data.window, model: there is not enough memory for them; make "
+            "train.decode_batch, train.batch or data.window smaller, or the model."
         ) from error

@@ -6,26 +6,29 @@ in a bundle; the rest describes how it was trained.
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .errors import UsageError
+from .config_file import override, parse, read_mapping, to_yaml
 
 Positive = Annotated[int, Field(gt=0)]
+# Bounds that no real network comes near: beyond them a slip of the keyboard, which would be
+# answered by the lack of memory alone.
+Width = Annotated[int, Field(gt=0, le=16_384)]
+MAX_STEP_SAMPLES = 1 << 28  # of a batch: 4.7 hours
 
 FEATURE_CHANNELS = {"logmel80": 80, "mfcc39": 39}
 
 
 class Section(BaseModel):
-    """Frozen, and an unknown key is an error."""
+    """Frozen, its numbers finite, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
 
 class AudioConfig(Section):
@@ -33,7 +36,7 @@ class AudioConfig(Section):
 
     sample_rate: Literal[16000] = 16000
     preemphasis: Annotated[float, Field(ge=0, lt=1)] = 0.85
-    gain: Annotated[float, Field(gt=0)] = 2.0
+    gain: Annotated[float, Field(gt=0, le=1000)] = 2.0
     levels: Annotated[int, Field(ge=2, le=256)] = 256
 
 
@@ -56,7 +59,7 @@ class EncoderConfig(Section):
     which takes away level and everything that colours all of them alike; null is off.
     """
 
-    width: Positive = 768
+    width: Width = 768
     instance_norm: Annotated[int, Field(ge=3, le=1001)] | None = None
 
     @model_validator(mode="after")
@@ -81,14 +84,14 @@ class BottleneckConfig(Section):
     """
 
     kind: Literal["ae", "vae", "vq", "fsq"] = "vq"
-    dim: Positive = 64
-    codebook_size: Annotated[int, Field(ge=2)] = 512
+    dim: Width = 64
+    codebook_size: Annotated[int, Field(ge=2, le=1 << 16)] = 512
     update: Literal["ema", "gradient"] = "ema"
     commitment_weight: Annotated[float, Field(ge=0)] = 0.25
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
     warmup_steps: Annotated[int, Field(ge=0)] = 600
     restart_below: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    samples: Positive = 1
+    samples: Annotated[int, Field(gt=0, le=1024)] = 1
     kl_weight: Annotated[float, Field(ge=0)] = 1.0
     kl_warmup: Annotated[int, Field(ge=0)] = 0
     free_bits: Annotated[float, Field(ge=0)] = 0.0
@@ -122,14 +125,14 @@ class DecoderConfig(Section):
     own, and on voicing; conversion can then shift it.
     """
 
-    residual_channels: Positive = 64
-    gate_channels: Positive = 64
-    skip_channels: Positive = 128
-    blocks: Positive = 2
+    residual_channels: Width = 64
+    gate_channels: Width = 64
+    skip_channels: Width = 128
+    blocks: Annotated[int, Field(gt=0, le=64)] = 2
     layers: Annotated[int, Field(gt=0, le=14)] = 10
     kernel_size: Annotated[int, Field(ge=2, le=3)] = 2
-    conditioning_channels: Positive = 64
-    speaker_dim: Positive = 64
+    conditioning_channels: Width = 64
+    speaker_dim: Width = 64
     upsampling: Literal["linear", "transposed"] = "linear"
     jitter: Annotated[float, Field(ge=0, lt=0.5)] = 0.12
     pitch: bool = False
@@ -233,8 +236,8 @@ class DataConfig(Section):
     ``workers``: processes that make batches ahead; 0 makes them in the training process.
     """
 
-    corpus: str
-    window: Positive = 5120
+    corpus: Annotated[str, Field(min_length=1)]
+    window: Annotated[int, Field(gt=0, le=1_024_000)] = 5120
     buffer_mb: Annotated[float, Field(gt=0)] | None = None
     buffer_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     dither_db: Annotated[float, Field(lt=0)] | None = None
@@ -268,8 +271,8 @@ class TrainConfig(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     init_from: str | None = None
-    steps: Positive = 500_000
-    batch: Positive = 32
+    steps: Annotated[int, Field(gt=0, lt=10**9)] = 500_000  # a checkpoint's name has nine digits
+    batch: Annotated[int, Field(gt=0, le=65_536)] = 32
     microbatches: Positive | None = None
     elastic_exact: bool = False
     decode_batch: Positive | None = None
@@ -282,7 +285,7 @@ class TrainConfig(Section):
     average: Annotated[float, Field(ge=0, lt=1)] = 0.999
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=4096)] = 0
     compile: bool = False
     log_every: Positive = 50
     validate_every: Positive = 1000
@@ -291,6 +294,15 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 1000
     keep_last: Positive = 3
     keep_best: Annotated[int, Field(ge=0)] = 1
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+            raise ValueError(
+                f"train.device: {device!r} is no device; allowed are auto, cpu, cuda and cuda:N"
+            )
+        return device
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
@@ -312,6 +324,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
+        samples = self.train.batch * self.data.window
+        if samples > MAX_STEP_SAMPLES:
+            raise ValueError(
+                f"train.batch {self.train.batch:,} of data.window {self.data.window:,} are "
+                f"{samples:,} samples a step; at most {MAX_STEP_SAMPLES:,} are possible"
+            )
         augment = self.data.augment
         if self.model.inverter and (augment.pitch_semitones or augment.formant):
             raise ValueError(
@@ -346,8 +364,6 @@ RESUMABLE = frozenset(
     }
 )
 
-S = TypeVar("S", bound=Section)
-
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration and apply ``key.sub=value`` overrides.
@@ -355,31 +371,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises UsageError in one sentence: file unreadable, not YAML, unknown key (with the nearest
     one), wrong type or value.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text file"
-        raise UsageError(f"{path}: cannot read the configuration: {reason}.") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" (line {where.line + 1})" if where else ""
-        raise UsageError(f"{path}: not valid YAML{line}.") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: a configuration is a YAML mapping of keys to values.")
-    for override in overrides:
-        _override(values, override)
-    return parse(Config, values, str(path))
-
-
-def parse(section: type[S], values: Mapping[str, Any], where: str) -> S:
-    """Validate values as a section; UsageError names the first wrong key."""
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(f"{where}: {_sentence(section, error)}") from None
+    values = read_mapping(Path(path))
+    for text in overrides:
+        override(values, text, Config)
+    return parse(Config, values, str(path), overrides)
 
 
 def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
@@ -395,49 +390,4 @@ def flatten(section: BaseModel, prefix: str = "") -> dict[str, Any]:
 
 def dump_yaml(section: BaseModel) -> str:
     """The section as YAML, every key written out, in declaration order."""
-    text: str = yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False)
-    return text
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--set {override}: expected key=value, such as train.steps=1000.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--set {override}: the value is not valid YAML.") from None
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise UsageError(f"--set {override}: {parent} is a value, not a section.")
-    values[last] = value
-
-
-def _sentence(section: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(location)
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, _keys(section), n=1, cutoff=0.5)
-        last = difflib.get_close_matches(
-            location[-1], [k for k in _keys(section) if k.count(".") == key.count(".")], n=1
-        )
-        hint = f"; did you mean {(near or last)[0]}?" if near or last else "."
-        return f"unknown key {key}{hint}"
-    if first["type"] == "missing":
-        return f"the key {key} is missing."
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{message}."
-    return f"{key}: {message[0].lower() + message[1:]}, found {first['input']!r}."
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys.extend(_keys(field.annotation, f"{prefix}{name}."))
-    return keys
+    return to_yaml(section.model_dump(mode="json"))

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from networks import CONFIG as MODEL
+from tiny_training import tiny_config
 from vconv.cli import report_error
-from vconv.config import Config, dump_yaml, load_config
+from vconv.config import dump_yaml, load_config
 from vconv.errors import SetupError
 from vconv.train import checkpoint as checkpoints
 from vconv.train import metrics
@@ -52,27 +52,8 @@ def whole(tmp_path_factory) -> Path:
     """A folder with config.yaml, the run stopped at step 4 and, as ``whole``, the one that went
     to its end in one go."""
     folder = tmp_path_factory.mktemp("whole")
-    train = {
-        "steps": STEPS,
-        "batch": 4,
-        "decode_batch": 2,
-        "learning_rate": 3e-3,
-        "warmup": 2,
-        "log_every": 1,
-        "validate_every": 4,
-        "validate_windows": 6,
-        "checkpoint_every": 2,
-        "keep_last": 2,
-        "threads": 1,
-        "device": "cpu",
-    }
-    values = {
-        "name": "test",
-        "model": MODEL.model_dump(),
-        "data": {"corpus": str(prepared(folder)), "window": 640},
-        "train": train,
-    }
-    (folder / "config.yaml").write_text(dump_yaml(Config.model_validate(values)), "utf-8")
+    config = tiny_config(prepared(folder), steps=STEPS, decode_batch=2)
+    (folder / "config.yaml").write_text(dump_yaml(config), "utf-8")
     before = Path.cwd()
     os.chdir(folder)
     try:

@@ -110,6 +110,21 @@ def test_the_standard_figure_has_a_panel_for_all_that_the_runs_have_and_no_empty
         draw([curves("d", [{"step": 1, "something_else": 2.0}])], x_label="step")
 
 
+def test_health_has_panels_of_its_own_with_a_curve_for_each_part_that_there_is() -> None:
+    dead = {"dead_encoder": 0.0, "dead_output": 0.1, "dead_encoder_3": 0.0}
+    updates = {"update_speakers": 1e-4, "update_wavenet": 2e-3}
+    lines = [line | updates for line in rows(8, heldout_mulaw_error=20.0, **dead)]
+    figure = draw([curves("a", lines)], x_label="step")
+    assert titles(figure)[2:5] == [
+        "Expected error, held out",
+        "Dead channels, held out",
+        "Change of the weights in a step",
+    ]
+    legends = [axes.get_legend() for axes in figure.axes[3:5]]
+    labels = [[text.get_text() for text in legend.get_texts()] for legend in legends if legend]
+    assert labels == [["encoder", "output"], ["speakers", "WaveNet"]]
+
+
 def test_a_run_keeps_its_colour_in_every_panel_and_its_name_in_the_legend() -> None:
     names = ["_a", "$b$"]  # matplotlib would leave out the one and typeset the other
     figure = draw([curves(name, rows()) for name in names], x_label="step")

@@ -214,8 +214,12 @@ def test_a_complete_corpus_is_replaced_only_when_asked(voices: Path, tmp_path: P
 
 
 def test_a_foreign_folder_is_left_alone(voices: Path, tmp_path: Path) -> None:
+    for inside in (voices, voices / "corpus"):
+        with pytest.raises(UsageError, match="lies in the source's folder"):
+            prepare(voices, inside, jobs=1)
+    assert not (voices / "corpus").exists()
     with pytest.raises(UsageError, match="holds other files"):
-        prepare(voices, voices, jobs=1)
+        prepare(voices / "p9", voices, jobs=1)
     with pytest.raises(UsageError, match="is a file"):
         prepare(voices, voices / "README.txt", jobs=1)
 
@@ -265,7 +269,7 @@ def test_a_source_without_usable_recordings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no recordings"):
         prepare(tmp_path / "voices", tmp_path / "corpus", jobs=1)
     (tmp_path / "voices" / "a" / "x.wav").write_text("no sound")
-    with pytest.raises(InputError, match=r"None of .* 1 recordings is usable.*a/x\.wav"):
+    with pytest.raises(InputError, match=r"none of .* 1 recordings is usable.*a/x\.wav"):
         prepare(tmp_path / "voices", tmp_path / "corpus", jobs=1)
     soundfile.write(tmp_path / "voices" / "a" / "y.wav", speech(1, 0), 16_000)
     assert prepare(tmp_path / "voices", tmp_path / "corpus", jobs=1).utterances == 1

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from networks import CONFIG as MODEL
-from tiny_model import MEMBERS, varied
+from tiny_model import MEMBERS
+from tiny_training import tiny_config
 from vconv.config import Config, dump_yaml
 from vconv.errors import ModelError, UsageError
 from vconv.train import checkpoint as checkpoints
@@ -43,29 +43,7 @@ def corpus_path(tmp_path_factory) -> Path:
 
 
 def make_config(corpus: Path, member: str = "vq", **train: object) -> Config:
-    """Batch norm, k-means and restarts of an EMA codebook, average, accumulation, validation."""
-    defaults = {
-        "steps": 8,
-        "batch": 4,
-        "decode_batch": 2,
-        "learning_rate": 3e-3,
-        "warmup": 2,
-        "log_every": 1,
-        "validate_every": 4,
-        "validate_windows": 6,
-        "checkpoint_every": 2,
-        "keep_last": 2,
-        "threads": 1,
-        "device": "cpu",
-    }
-    return Config.model_validate(
-        {
-            "name": "test",
-            "model": varied(MODEL, MEMBERS[member]).model_dump(),
-            "data": {"corpus": str(corpus), "window": 640},
-            "train": defaults | train,
-        }
-    )
+    return tiny_config(corpus, member, **{"decode_batch": 2, **train})
 
 
 @pytest.fixture
@@ -286,7 +264,7 @@ def test_each_missing_file_is_named_and_training_goes_on_from_the_checkpoint_bef
 def test_a_run_of_which_every_checkpoint_is_damaged_is_not_started_anew(two):
     for folder in KEPT.iterdir():
         (folder / "average.safetensors").unlink()
-    with pytest.raises(UsageError, match="every checkpoint of the run is damaged"):
+    with pytest.raises(ModelError, match="every checkpoint of the run is damaged"):
         go_on()
 
 
@@ -318,7 +296,7 @@ def test_a_run_refuses_a_second_process_and_answers_a_signal_within_a_step(confi
     try:
         assert wait_for(lambda: lines() >= 3, process)
         began = time.monotonic()
-        with pytest.raises(UsageError, match=f"held by process {process.pid} on "):
+        with pytest.raises(UsageError, match=f"under way there \\(process {process.pid} on "):
             go_on()
         assert time.monotonic() - began < 1
         before = lines()
