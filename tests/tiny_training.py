@@ -5,9 +5,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from networks import CONFIG as MODEL
 from tiny_model import MEMBERS, varied
 from vconv.config import Config
+from vconv.train.batches import Excerpts, Noise, TrainingBatches
+from vconv.train.corpus import Corpus
+from vconv.train.state import TrainState, build_state
 
 
 def tiny_config(corpus: Path | str, member: str = "vq", **train: object) -> Config:
@@ -34,3 +39,19 @@ def tiny_config(corpus: Path | str, member: str = "vq", **train: object) -> Conf
             "train": defaults | train,
         }
     )
+
+
+def parts(config: Config) -> tuple[TrainState, TrainingBatches]:
+    """A fresh state and the batches of a configuration."""
+    corpus = Corpus.open(Path(config.data.corpus))
+    state = build_state(config, corpus, torch.device("cpu"))
+    excerpts = Excerpts(corpus, config.model.audio, state.model.geometry, config.data.window)
+    batches = TrainingBatches(
+        excerpts,
+        batch=config.train.batch,
+        seed=config.train.seed,
+        noise=Noise.of(config),
+        buffer_mb=None,
+        buffer_fraction=1.0,
+    )
+    return state, batches

@@ -16,16 +16,14 @@ import pytest
 import torch
 
 from tiny_model import MEMBERS
-from tiny_training import tiny_config
+from tiny_training import parts, tiny_config
 from vconv.config import Config, dump_yaml
 from vconv.errors import ModelError, UsageError
 from vconv.train import checkpoint as checkpoints
 from vconv.train import run as runs
-from vconv.train.batches import Excerpts, Noise, TrainingBatches
-from vconv.train.corpus import Corpus
 from vconv.train.loop import Progress, fit
 from vconv.train.metrics import read_metrics
-from vconv.train.state import TrainState, build_state
+from vconv.train.state import TrainState
 from voices import PITCHES, prepared
 
 CPU = torch.device("cpu")
@@ -43,7 +41,8 @@ def corpus_path(tmp_path_factory) -> Path:
 
 
 def make_config(corpus: Path, member: str = "vq", **train: object) -> Config:
-    return tiny_config(corpus, member, **{"decode_batch": 2, **train})
+    """Accumulation too, of microbatches and of parts of one."""
+    return tiny_config(corpus, member, **{"microbatches": 2, "decode_batch": 1} | train)
 
 
 @pytest.fixture
@@ -351,23 +350,12 @@ def test_a_second_interrupt_leaves_without_harm(configure, monkeypatch, capfd):
 # Resume equals no resume
 
 
-def parts(config: Config) -> tuple[TrainState, TrainingBatches]:
-    corpus = Corpus.open(config.data.corpus)
-    state = build_state(config, corpus, CPU)
-    excerpts = Excerpts(corpus, config.model.audio, state.model.geometry, config.data.window)
-    batches = TrainingBatches(
-        excerpts,
-        batch=config.train.batch,
-        seed=config.train.seed,
-        noise=Noise.of(config),
-        buffer_mb=None,
-        buffer_fraction=1.0,
-    )
-    return state, batches
-
-
-def train_on(config: Config, folder: Path, begin: int, end: int, stops: tuple[int, ...]) -> Path:
+def train_on(
+    config: Config, folder: Path, begin: int, end: int, stops: tuple[int, ...], workers: int = 0
+) -> Path:
     """New objects, gone on with from a checkpoint at ``begin`` (or from nothing) to ``end``."""
+    data = config.data.model_copy(update={"workers": workers})
+    config = config.model_copy(update={"data": data})
     state, batches = parts(config)
     if begin:
         checkpoints.Checkpoint.open(folder / f"step-{begin:09d}").restore(state)
@@ -385,6 +373,18 @@ def train_on(config: Config, folder: Path, begin: int, end: int, stops: tuple[in
 QUICK = {"vq", "vq_gradient", "ae", "vae", "fsq"}  # every bottleneck; the others differ elsewhere
 
 
+def second_epoch(config: Config) -> tuple[Config, tuple[int, int, int]]:
+    """Training into it; the first, middle and last step that take all their windows from it."""
+    config = config.model_copy(update={"data": config.data.model_copy(update={"window": 3200})})
+    windows = parts(config)[1].windows
+    first = -(-windows.epoch_size(0) // 4)
+    last = (windows.epoch_size(0) + windows.epoch_size(1)) // 4 - 1
+    middle, end = (first + last) // 2, last + 2
+    assert 2 < first < middle < last
+    train = config.train.model_copy(update={"steps": end})
+    return config.model_copy(update={"train": train}), (first, middle, last)
+
+
 @pytest.mark.parametrize("quick", [True, pytest.param(False, marks=slow)])
 @pytest.mark.parametrize(
     "member", [pytest.param(name, marks=() if name in QUICK else slow) for name in MEMBERS]
@@ -392,17 +392,52 @@ QUICK = {"vq", "vq_gradient", "ae", "vae", "fsq"}  # every bottleneck; the other
 def test_a_resume_anywhere_in_an_epoch_changes_nothing(corpus_path, tmp_path, member, quick):
     """At the first, middle and last step of the second epoch, after k-means: all three in one run
     (quick), and each alone."""
-    config = make_config(corpus_path, member)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"window": 3200})})
-    windows = parts(config)[1].windows
-    first = -(-windows.epoch_size(0) // 4)  # takes all of its windows from epoch 1
-    last = (windows.epoch_size(0) + windows.epoch_size(1)) // 4 - 1
-    middle, end = (first + last) // 2, last + 2
-    assert 2 < first < middle < last
-    config = config.model_copy(update={"train": config.train.model_copy(update={"steps": end})})
-    whole = train_on(config, tmp_path, 0, end, (first, middle, last))
+    config, stops = second_epoch(make_config(corpus_path, member))
+    whole = train_on(config, tmp_path, 0, config.train.steps, stops)
     expected = [(whole / name).read_bytes() for name in TENSORS]
-    for stops in [(first, middle, last)] if quick else [(first,), (middle,), (last,)]:
-        for begin, goal in zip(stops, (*stops[1:], end), strict=True):
+    for some in [stops] if quick else [(stop,) for stop in stops]:
+        for begin, goal in zip(some, (*some[1:], config.train.steps), strict=True):
             saved = train_on(config, tmp_path, begin, goal, ())
-        assert [(saved / name).read_bytes() for name in TENSORS] == expected, stops
+        assert [(saved / name).read_bytes() for name in TENSORS] == expected, some
+
+
+def test_data_workers_may_change_wherever_a_run_goes_on(corpus_path, tmp_path):
+    config, stops = second_epoch(make_config(corpus_path))
+    whole = train_on(config, tmp_path, 0, config.train.steps, stops)
+    expected = [(whole / name).read_bytes() for name in TENSORS]
+    ends = (*stops[1:], config.train.steps)
+    for workers, begin, goal in zip((2, 0, 1), stops, ends, strict=True):
+        saved = train_on(config, tmp_path, begin, goal, (), workers)
+    assert [(saved / name).read_bytes() for name in TENSORS] == expected
+
+
+def test_a_log_line_whose_steps_lie_on_both_sides_of_a_stop_is_as_without(configure, monkeypatch):
+    configure(log_every=3)
+    original = runs._Run.observe
+
+    def observe(self: Any, progress: Any) -> bool:
+        if progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs._Run, "observe", observe)
+        assert runs.train_command(Path("config.yaml")) == 143
+    go_on()
+    found = outcome(RUN)
+    assert [row["step"] for row in found[2]] == [3, 4, 6, 8]  # at 4 and 8 it is validated
+    RUN.rename("stopped")
+    go_on()
+    assert found == outcome(RUN)
+
+
+@pytest.mark.gpu
+def test_a_resume_on_a_gpu_changes_nothing(configure):
+    """With deterministic algorithms, in processes of their own: they are a global choice."""
+    configure(device="cuda", elastic_exact=True)
+    for options in (["--set", "train.steps=4"], []):
+        subprocess.run([*VCONV, *options], check=True, stdin=subprocess.DEVNULL)
+    found = outcome(RUN)
+    RUN.rename("stopped")
+    subprocess.run(VCONV, check=True, stdin=subprocess.DEVNULL)
+    assert found == outcome(RUN)

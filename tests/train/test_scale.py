@@ -14,24 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from networks import CONFIG as MODEL
-from tiny_model import MEMBERS, varied
+from tiny_model import MEMBERS
+from tiny_training import parts, tiny_config
 from vconv.cli_training import train as train_verb
 from vconv.config import Config, dump_yaml
 from vconv.errors import UsageError
 from vconv.train import checkpoint as checkpoints
 from vconv.train import run as runs
-from vconv.train.batches import Excerpts, Noise, TrainingBatches
-from vconv.train.corpus import Corpus
 from vconv.train.launch import microbatches
 from vconv.train.loop import train_step
 from vconv.train.metrics import read_metrics
 from vconv.train.objective import backward
-from vconv.train.state import TrainState, build_state
 from vconv.train.world import World
 from voices import prepared
 
-CPU = torch.device("cpu")
 TENSORS = ("model.safetensors", "average.safetensors", "optimizer.safetensors")
 CLOCK = {"samples_per_second", "times_real_time", "data_wait"}
 slow = pytest.mark.slow
@@ -43,28 +39,8 @@ def corpus_path(tmp_path_factory) -> Path:
 
 
 def make_config(corpus: Path, member: str = "vq", **train: object) -> Config:
-    """Batch norm, k-means and restarts of an EMA codebook, average, accumulation, validation."""
-    defaults = {
-        "steps": 8,
-        "batch": 8,
-        "microbatches": 4,
-        "learning_rate": 3e-3,
-        "warmup": 2,
-        "log_every": 1,
-        "validate_every": 4,
-        "validate_windows": 6,
-        "checkpoint_every": 2,
-        "keep_last": 2,
-        "device": "cpu",
-    }
-    return Config.model_validate(
-        {
-            "name": "test",
-            "model": varied(MODEL, MEMBERS[member]).model_dump(),
-            "data": {"corpus": str(corpus), "window": 640},
-            "train": defaults | train,
-        }
-    )
+    """Accumulation too."""
+    return tiny_config(corpus, member, **{"batch": 8, "microbatches": 4, "threads": 0} | train)
 
 
 @pytest.fixture
@@ -80,21 +56,6 @@ def configure(corpus_path, tmp_path, monkeypatch) -> Callable[..., Config]:
         return config
 
     return write
-
-
-def parts(config: Config) -> tuple[TrainState, TrainingBatches]:
-    corpus = Corpus.open(Path(config.data.corpus))
-    state = build_state(config, corpus, CPU)
-    excerpts = Excerpts(corpus, config.model.audio, state.model.geometry, config.data.window)
-    batches = TrainingBatches(
-        excerpts,
-        batch=config.train.batch,
-        seed=config.train.seed,
-        noise=Noise.of(config),
-        buffer_mb=None,
-        buffer_fraction=1.0,
-    )
-    return state, batches
 
 
 # One process: what a microbatch is
