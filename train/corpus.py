@@ -72,8 +72,7 @@ class AudioFile:
         Raises `InputError` when the file has become shorter or the disk fails.
         """
         try:
-            # With the position in the call, threads and forked processes do not share one.
-            found = os.pread(self._descriptor, 2 * count, 2 * start)
+            found = self._at(2 * start, 2 * count)
         except OSError as error:
             raise InputError(f"{printable(self.path)}: cannot be read ({error}).") from error
         if len(found) != 2 * count:
@@ -82,6 +81,14 @@ class AudioFile:
                 "corpus again."
             )
         return np.frombuffer(found, "<i2")
+
+    def _at(self, place: int, size: int) -> bytes:
+        # With the position in the call, threads do not share one.
+        if hasattr(os, "pread"):  # not on Windows
+            return os.pread(self._descriptor, size, place)
+        with self.path.open("rb") as file:
+            file.seek(place)
+            return file.read(size)
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):

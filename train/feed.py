@@ -7,12 +7,10 @@ changes no bit of it, and there is no iterator whose state would have to be save
 from __future__ import annotations
 
 import atexit
-import ctypes
 import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 import traceback
 import warnings
@@ -32,6 +30,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from vconv.errors import SetupError, VconvError
 
 from .batches import Batch, TrainingBatches
+from .launch import die_with
 
 _ALIGNED = 64  # bytes; every dtype may begin there
 _WORKERS_ENVIRONMENT = {
@@ -46,7 +45,6 @@ _WORKERS_ENVIRONMENT = {
 _SIGNALS = {
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 }
-_PR_SET_PDEATHSIG = 1
 
 
 class Feed:
@@ -298,11 +296,8 @@ def _begin_worker(trainer: int, worker: int) -> None:
     """The first thing that a worker does: the trainer alone decides when it ends."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # Elsewhere DataLoader's own watch ends them, within five seconds once they are idle.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != trainer:  # it died before
-        os._exit(1)
+    # Elsewhere than on Linux DataLoader's own watch ends them, five seconds after they are idle.
+    die_with(trainer)
     # There is nothing to clean up, and an interpreter that unwinds its daemon threads through
     # torch's C++ may end in std::terminate, and say so.
     atexit.register(os._exit, 0)

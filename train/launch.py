@@ -114,18 +114,26 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def die_with_launcher() -> None:
-    """Have the kernel end this process when its launcher is gone, however it went.
+    """Have this process end with its launcher, if it has one.
 
     A launcher that is killed tells nobody; its processes would go on writing into the run, and
-    hold it against the next. Linux only: elsewhere there is no such request.
+    hold it against the next.
     """
-    if "RANK" not in os.environ:
-        return
+    if "RANK" in os.environ:
+        launcher = os.environ.get(_LAUNCHER)
+        die_with(os.getppid() if launcher is None else int(launcher))
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel end this process when its parent is gone, however it went.
+
+    Linux only: elsewhere there is no such request. In the parent it is the thread that started
+    this process which counts.
+    """
     if sys.platform == "linux":
         request_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(request_death_signal, signal.SIGKILL)
-    launcher = os.environ.get(_LAUNCHER)
-    if launcher is not None and os.getppid() != int(launcher):  # gone before the request
+    if os.getppid() != parent:  # gone before the request
         os._exit(128 + signal.SIGKILL)
 
 
