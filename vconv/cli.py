@@ -75,6 +75,9 @@ def convert(
     model: ModelOption = "demo",
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda[:N].")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, native or torchscript.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32, bf16 or int8: how the native engine keeps weights.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     temperature: Annotated[
         float, typer.Option(help="Of the draws: 1 as trained, 0 the likeliest.")
@@ -128,6 +131,7 @@ def convert(
             model=model,
             device=device,
             engine=engine,
+            precision=precision,
             speaker=speaker,
             seed=seed,
             temperature=temperature,

@@ -40,6 +40,7 @@ class Options:
     model: str
     device: str
     engine: str
+    precision: str
     speaker: str
     seed: int
     temperature: float
@@ -74,7 +75,12 @@ def convert_all(
     level = logging.DEBUG if options.verbose else logging.WARNING
     with (
         log_on_stderr(level),
-        load(options.model, device=options.device, engine=options.engine) as converter,
+        load(
+            options.model,
+            device=options.device,
+            engine=options.engine,
+            precision=options.precision,
+        ) as converter,
     ):
         speaker = converter.speakers.label(converter.speakers.resolve(options.speaker))
         checked_semitones(options.pitch, converter.info)

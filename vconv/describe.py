@@ -33,6 +33,10 @@ def describe(manifest: Manifest) -> str:
             "with the chunk that is converted at a time",
         ),
         *(("quality", f"{name} {value:g}") for name, value in manifest.quality.items()),
+        *(
+            ("precision", f"{name} costs {cost:+.4f} nats a sample")
+            for name, cost in manifest.precisions.items()
+        ),
         (
             "training",
             f"{training.steps:,} steps, {training.samples_seen:,} samples",

@@ -147,6 +147,8 @@ class Manifest(_Part):
     geometry: GeometryInfo
     model: ModelConfig
     quality: dict[str, float] = {}
+    # What generating with reduced weights costs, in nats a sample of held-out speech.
+    precisions: dict[Literal["bf16", "int8"], Annotated[float, Field(allow_inf_nan=False)]] = {}
     limits: str = ""
     training: TrainingInfo
     data: DataInfo

@@ -59,7 +59,7 @@ class Model:
     the machine lacks, UsageError for one that does not exist.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str, engine: str) -> None:
+    def __init__(self, bundle: Bundle, *, device: str, engine: str, precision: str) -> None:
         device = checked_device(device)
         self.audio = bundle.config.audio
         self.mulaw = MuLaw(self.audio.levels)
@@ -75,6 +75,8 @@ class Model:
             bundle.weights("decoder.wavenet."),
             **bundle.engine_options(),
             device=device,
+            precision=precision,
+            costs=dict(bundle.manifest.precisions),
         )
 
     def encode(self, wav: Samples) -> Stretch:

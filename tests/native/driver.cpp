@@ -229,7 +229,7 @@ void refuse_models() {
     vconv_wavenet_weights missing = model.weights;
     missing.residual_bias = nullptr;
     CHECK(create(good, missing) == VCONV_BAD_SHAPE);
-    CHECK(vconv_sampler_create(&good, &model.weights, "none", &sampler, nullptr, 0) ==
+    CHECK(vconv_sampler_create(&good, &model.weights, "none", VCONV_FP32, &sampler, nullptr, 0) ==
           VCONV_BAD_CPU);
     CHECK(vconv_sampler_create(&good, &model.weights, nullptr, &sampler, nullptr, 0) == VCONV_OK);
     vconv_sampler_destroy(sampler);

@@ -79,6 +79,9 @@ class Engine(Protocol):
         """
 
 
+PRECISIONS = ("fp32", "bf16", "int8")
+MAX_COST = 0.01  # nats a sample; training noise between two seeds is 0.003
+
 _CLASSES = {
     "native": ("vconv.engines.native", "NativeEngine"),
     "torchscript": ("vconv.engines.torchscript", "TorchScriptEngine"),
@@ -94,11 +97,16 @@ def create_engine(
     kernel_size: int,
     hop: int,
     device: str = "cpu",
+    precision: str = "fp32",
+    costs: Mapping[str, float] | None = None,
 ) -> Engine:
     """The engine called `native` or `torchscript`, or for `auto` the best of those installed.
 
     weights: the WaveNet's tensors under their eager names, without `decoder.wavenet.`; its
-    `condition` tensors are needed with hop 1 and otherwise not looked at.
+    `condition` tensors are needed with hop 1 and otherwise not looked at. precision: `fp32`,
+    `bf16`, `int8`, or `auto`, the fastest that may be taken. costs: what the reduced ones cost the
+    model, in nats a sample of held-out speech, as far as that was measured; with them, only what
+    costs less than MAX_COST may be taken, and without (None) anything may.
     Raises UsageError for an unknown name, SetupError where the engine cannot run here, ModelError
     where the weights do not fit.
     """
@@ -108,12 +116,14 @@ def create_engine(
         known = ", ".join(["auto", *_CLASSES])
         raise UsageError(f"there is no engine {name!r}; choose one of {known}.")
     options: dict[str, Any] = {}
+    precision = _precision(precision, costs, native=name == "native")
     if name == "native":
         if device != "cpu":
             raise UsageError(
                 f"the native engine runs on the CPU only, not on {device!r}; "
                 "use --engine torchscript or --device cpu."
             )
+        options["precision"] = precision
     else:
         if importlib.util.find_spec("torch") is None:
             raise SetupError(
@@ -126,6 +136,34 @@ def create_engine(
         weights, blocks=blocks, layers=layers, kernel_size=kernel_size, hop=hop, **options
     )
     return engine
+
+
+def _precision(wanted: str, costs: Mapping[str, float] | None, *, native: bool) -> str:
+    if wanted == "auto":
+        # Where it has been measured to be faster: not on processors without AVX2.
+        cheap = native and costs is not None and costs.get("int8", MAX_COST) < MAX_COST
+        return "int8" if cheap and _best_cpu() in ("avx2", "avx512") else "fp32"
+    if wanted not in PRECISIONS:
+        raise UsageError(f"there is no precision {wanted!r}; choose one of auto, fp32, bf16, int8.")
+    if wanted == "fp32":
+        return wanted
+    if not native:
+        raise UsageError(f"{wanted} is a precision of the native engine; use --precision fp32.")
+    if costs is not None and costs.get(wanted, MAX_COST) >= MAX_COST:
+        why = (
+            f"costs this model {costs[wanted]:.3f} nats a sample, {MAX_COST:g} are allowed"
+            if wanted in costs
+            else "was not judged when this model was exported"
+        )
+        raise UsageError(f"{wanted} {why}; use --precision fp32.")
+    return wanted
+
+
+def _best_cpu() -> str:
+    from vconv.native import load
+
+    name: bytes = load().vconv_sampler_best_cpu()
+    return name.decode()
 
 
 def _choose(device: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vconv.engines.base import Codes, State, conditioning_steps
 from vconv.errors import ModelError, SetupError
-from vconv.native import Shape, Weights, load
+from vconv.native import PRECISIONS, Shape, Weights, load
 
 # vconv_status of sampler.h, those a caller of this module can meet
 _OK, _BAD_SHAPE, _BAD_WEIGHTS, _BAD_CPU = 0, 1, 2, 3
@@ -41,7 +41,7 @@ class NativeEngine:
     weights: tensors under their eager names without `decoder.wavenet.`; with hop > 1 the
     `condition` tensors belong to the exported conditioner and are not looked at. cpu: a code path
     by name (`generic`, `avx2`, `avx512`), None for the best that this processor runs; `.cpu` tells
-    which.
+    which. precision: how the weights are kept, `fp32`, `bf16` or `int8` (with inputs of 7 bits).
 
     Raises ModelError for a tensor that is missing, unexpected, of a wrong shape or not finite, and
     SetupError where the sampler is not built or cannot run the named path.
@@ -58,6 +58,7 @@ class NativeEngine:
         kernel_size: int,
         hop: int,
         cpu: str | None = None,
+        precision: str = "fp32",
     ) -> None:
         tensors = _validated(weights, blocks * layers, kernel_size, hop)
         self.levels, residual = tensors["embedding.weight"].shape
@@ -75,6 +76,7 @@ class NativeEngine:
             ctypes.byref(shape),
             ctypes.byref(_pointers(tensors, blocks * layers, hop)),
             None if cpu is None else cpu.encode(),
+            PRECISIONS[precision],
             ctypes.byref(handle),
             message,
             _MESSAGE_BYTES,
@@ -87,6 +89,7 @@ class NativeEngine:
             raise ModelError(f"the model cannot be used: {message.value.decode()}.")
         self._handle = handle
         weakref.finalize(self, self._library.vconv_sampler_destroy, handle)
+        self.precision = precision
         self.cpu: str = self._library.vconv_sampler_cpu(handle).decode()
         self.multiply_adds: int = self._library.vconv_sampler_multiply_adds(handle)
 

@@ -22,9 +22,11 @@ from typing import ClassVar
 
 from vconv.errors import SetupError
 
-__all__ = ["Shape", "Weights", "load"]
+__all__ = ["PRECISIONS", "Shape", "Weights", "load"]
 
-_VERSION = 2  # VCONV_SAMPLER_VERSION of the sampler.h beside this file
+_VERSION = 3  # VCONV_SAMPLER_VERSION of the sampler.h beside this file
+
+PRECISIONS = {"fp32": 0, "bf16": 1, "int8": 2}  # vconv_precision
 
 _FLOATS = POINTER(c_float)
 _CODES = POINTER(c_int16)
@@ -83,11 +85,14 @@ def load() -> ctypes.CDLL:
             f"the compiled sampler has interface {version}, this vconv needs {_VERSION}; run "
             "`pip install --force-reinstall vconv`, or use --engine torchscript."
         )
+    library.vconv_sampler_best_cpu.restype = c_char_p
+    library.vconv_sampler_best_cpu.argtypes = []
     library.vconv_sampler_create.restype = c_int
     library.vconv_sampler_create.argtypes = [
         POINTER(Shape),
         POINTER(Weights),
         c_char_p,
+        c_int,
         POINTER(c_void_p),
         c_char_p,
         c_size_t,

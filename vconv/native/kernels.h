@@ -4,22 +4,34 @@
 // files kernels_<name>.cpp; wavenet.cpp sees this table only. Every kernel works on whole vectors:
 // the widths given to it are multiples of `vector`, and buffers are padded to that.
 //
-// Every output of `accumulate` is one chain of multiply-adds over the inputs in their order,
-// whatever the number of columns. That is what makes lanes, blocks of time and chunks agree to the
+// Every output of `accumulate` is one chain of multiply-adds over the inputs in their order (for
+// int8 an integer, which no order changes), whatever the number of columns. That is what makes lanes, blocks of time and chunks agree to the
 // bit.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace vconv {
 
-// A matrix packed for one code path (see pack): panels of `panel` outputs; within a panel the
-// weights of input 0 for all its outputs, then those of input 1, and so on, so that a matrix-vector
-// product reads memory from front to back once. The last panel may be narrower.
+// How weights are kept. Sums, states and everything between matrices are float.
+enum class Precision {
+    fp32,
+    bf16,  // weights rounded to the upper half of a float
+    int8,  // weights as bytes with a scale for each output, inputs as 7 bits with one for each column
+};
+
+// A matrix packed for one code path and precision (see pack). Outputs lie in panels of `panel`, the
+// last of which may be narrower; a product with one column reads memory from front to back once.
+//   fp32   within a panel the weights of input 0 for all its outputs, then those of input 1 ..
+//   bf16   the same, with each pair of vectors in one: the first's numbers in the lower halves
+//   int8   within a panel groups of 4 inputs: for each output its 4 weights
 struct Matrix {
     std::size_t inputs = 0;
     std::size_t outputs = 0;  // padded to whole vectors
-    const float* weights = nullptr;
+    const void* weights = nullptr;
+    const float* scales = nullptr;       // int8: [outputs], of a weight
+    const std::int32_t* sums = nullptr;  // int8: [outputs], of an output's weights
 };
 
 struct Kernels {
@@ -28,9 +40,11 @@ struct Kernels {
     std::size_t panel;   // outputs in a panel
 
     // out[c] += matrix @ in[c] for every column c; columns lie in_stride and out_stride floats
-    // apart.
-    void (*accumulate)(const Matrix& matrix, const float* in, std::size_t in_stride, float* out,
-                       std::size_t out_stride, std::size_t columns);
+    // apart. One function for each precision; scratch holds scratch_bytes(inputs) for int8.
+    using Accumulate = void (*)(const Matrix& matrix, const float* in, std::size_t in_stride,
+                                float* out, std::size_t out_stride, std::size_t columns,
+                                void* scratch);
+    Accumulate accumulate[3];
     // z[i] = tanh(h[i]) * sigmoid(h[width + i])
     void (*gate)(std::size_t width, const float* h, float* z);
     // out[i] += x[i]
@@ -54,9 +68,15 @@ extern const Kernels kernels_avx512;
 // The named kernels if this processor can run them, else nullptr; a null name asks for the best.
 const Kernels* find_kernels(const char* name);
 
-// Packs dense [outputs, inputs] (outputs a multiple of kernels.vector) into outputs * inputs
-// floats.
-void pack(const Kernels& kernels, std::size_t outputs, std::size_t inputs, const float* dense,
-          float* packed);
+// Columns that int8 turns into bytes at once, and the room that they need.
+constexpr std::size_t kByteColumns = 16;
+std::size_t scratch_bytes(std::size_t inputs);
+
+// The floats that a packed matrix takes, and packing dense [outputs, inputs] (outputs a multiple of
+// kernels.vector) into them, from a cache line's boundary.
+std::size_t packed_floats(const Kernels& kernels, Precision precision, std::size_t outputs,
+                          std::size_t inputs);
+Matrix pack(const Kernels& kernels, Precision precision, std::size_t outputs, std::size_t inputs,
+            const float* dense, float* packed);
 
 }  // namespace vconv

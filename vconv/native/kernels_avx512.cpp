@@ -4,20 +4,27 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <immintrin.h>
 
 #include "kernels.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma"))), \
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
                              apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512dq,avx512vl,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
 
 #define VCONV_NAME avx512
 #define VCONV_VECTOR 16
 #define VCONV_COLUMNS 6  // 24 of 32 registers
 #define VCONV_KEEP(vector) asm("" : "+v"(vector))
+#define VCONV_BYTE_COLUMNS 4
+#define VCONV_DOT(sum, x, w)                                                                     \
+    (sum) + (Integers)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)(x), (__m512i)(w)),        \
+                                        _mm512_set1_epi16(1))
+#define VCONV_NARROW(integers, bytes)                                                            \
+    _mm_storeu_si128((__m128i*)(bytes), _mm512_cvtepi32_epi8((__m512i)(integers)))
 #include "kernels_impl.h"
 
 #if defined(__clang__)

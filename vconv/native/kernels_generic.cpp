@@ -18,6 +18,15 @@
 #define VCONV_COLUMNS 2
 #define VCONV_KEEP(vector) static_cast<void>(vector)
 #endif
+#define VCONV_BYTE_COLUMNS 2
+// Byte by byte: shifted to the top and back it has its sign.
+#define VCONV_DOT(sum, x, w)                                                                     \
+    (sum) + ((x) & 127) * ((w) << 24 >> 24) + ((x) >> 8 & 127) * ((w) << 16 >> 24) +             \
+        ((x) >> 16 & 127) * ((w) << 8 >> 24) + ((x) >> 24 & 127) * ((w) >> 24)
+#define VCONV_NARROW(integers, bytes)                                                            \
+    for (std::size_t each = 0; each < kVector; ++each) {                                         \
+        (bytes)[each] = static_cast<std::uint8_t>((integers)[each]);                             \
+    }
 #include "kernels_impl.h"
 
 namespace vconv {

@@ -110,16 +110,19 @@ extern "C" {
 
 uint32_t vconv_sampler_version(void) { return VCONV_SAMPLER_VERSION; }
 
+const char* vconv_sampler_best_cpu(void) { return vconv::find_kernels(nullptr)->name; }
+
 vconv_status vconv_sampler_create(const vconv_wavenet_shape* shape,
                                   const vconv_wavenet_weights* weights, const char* cpu,
-                                  vconv_sampler** sampler, char* message, size_t message_capacity) {
+                                  vconv_precision precision, vconv_sampler** sampler,
+                                  char* message, size_t message_capacity) {
     const auto fail = [=](vconv_status status, const std::string& text) {
         if (message != nullptr && message_capacity > 0) {
             std::snprintf(message, message_capacity, "%s", text.c_str());
         }
         return status;
     };
-    if (sampler == nullptr) {
+    if (sampler == nullptr || precision < VCONV_FP32 || precision > VCONV_INT8) {
         return VCONV_BAD_ARGUMENT;
     }
     *sampler = nullptr;
@@ -141,7 +144,8 @@ vconv_status vconv_sampler_create(const vconv_wavenet_shape* shape,
                                                std::to_string(fault.count) +
                                                " NaN or infinite numbers");
         }
-        *sampler = new vconv_sampler{vconv::WaveNet(*shape, *weights, *kernels)};
+        *sampler = new vconv_sampler{
+            vconv::WaveNet(*shape, *weights, *kernels, static_cast<vconv::Precision>(precision))};
         return VCONV_OK;
     } catch (...) {  // only allocation can fail
         return VCONV_OUT_OF_MEMORY;

@@ -41,7 +41,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a function, structure or status below changes its meaning. */
-#define VCONV_SAMPLER_VERSION 2
+#define VCONV_SAMPLER_VERSION 3
 
 typedef enum vconv_status {
     VCONV_OK = 0,
@@ -54,6 +54,14 @@ typedef enum vconv_status {
     /* the logits became NaN or infinite, or channels of the conditioning are; the state is lost */
     VCONV_NOT_FINITE = 7
 } vconv_status;
+
+/* How the weights are kept. What lies between the matrices is binary32 in each. */
+typedef enum vconv_precision {
+    VCONV_FP32 = 0,
+    VCONV_BF16 = 1, /* weights rounded to bfloat16 */
+    VCONV_INT8 = 2  /* weights to 8 bits, with a scale for each output; their inputs to 7 bits, with
+                       a scale and a zero for each vector, found as it comes */
+} vconv_precision;
 
 typedef struct vconv_wavenet_shape {
     uint32_t levels, residual, gate, skip; /* Q, R, G, S */
@@ -82,13 +90,16 @@ typedef struct vconv_sampler vconv_sampler;
 /* VCONV_SAMPLER_VERSION of the compiled library. */
 VCONV_API uint32_t vconv_sampler_version(void);
 
+/* The name of the best code path that this processor runs; valid for ever. */
+VCONV_API const char* vconv_sampler_best_cpu(void);
+
 /* Packs the weights for the best code path of this processor, or for the named one ("generic",
  * "avx2", "avx512"; NULL: the best). On failure *sampler is NULL and message, when its capacity is
  * not 0, holds a short text without a final full stop. */
 VCONV_API vconv_status vconv_sampler_create(const vconv_wavenet_shape* shape,
                                             const vconv_wavenet_weights* weights, const char* cpu,
-                                            vconv_sampler** sampler, char* message,
-                                            size_t message_capacity);
+                                            vconv_precision precision, vconv_sampler** sampler,
+                                            char* message, size_t message_capacity);
 
 VCONV_API void vconv_sampler_destroy(vconv_sampler* sampler);
 

@@ -54,21 +54,28 @@ Floats::Floats(std::size_t count) : memory_(new float[count + kCacheLine]()), da
 // ---- weights ------------------------------------------------------------------------------------
 
 WaveNet::WaveNet(const vconv_wavenet_shape& shape, const vconv_wavenet_weights& weights,
-                 const Kernels& kernels)
+                 const Kernels& kernels, Precision precision)
     : shape_(shape),
       kernels_(kernels),
+      precision_(precision),
       residual_(round_up(shape.residual, kernels.vector)),
       gate_(round_up(shape.gate, kernels.vector)),
       skip_(round_up(shape.skip, kernels.vector)),
       levels_(round_up(shape.levels, kernels.vector)),
       // In the order in which a step reads it, so that it streams.
       weights_([&] {
+          const auto packed = [&](std::size_t outputs, std::size_t inputs) {
+              return packed_floats(kernels, precision, outputs, inputs);
+          };
           const std::size_t layers = std::size_t{shape.blocks} * shape.layers;
-          const std::size_t condition = projects() ? 2 * gate_ * (shape.conditioning + 1) : 0;
-          const std::size_t layer = condition + 2 * gate_ * shape.kernel_size * shape.residual +
-                                    (residual_ + skip_) * shape.gate + residual_;
-          return shape.levels * residual_ + layers * layer + (skip_ + levels_) * shape.skip +
-                 2 * skip_ + levels_ + kCacheLine * ((shape.kernel_size + 4) * layers + 8);
+          const std::size_t condition =
+              projects() ? packed(2 * gate_, shape.conditioning) + 2 * gate_ : 0;
+          const std::size_t layer = condition +
+                                    shape.kernel_size * packed(2 * gate_, shape.residual) +
+                                    packed(residual_ + skip_, shape.gate) + residual_;
+          return shape.levels * residual_ + layers * layer + packed(skip_, shape.skip) +
+                 packed(levels_, shape.skip) + 2 * skip_ + levels_ +
+                 kCacheLine * ((shape.kernel_size + 4) * layers + 8);
       }()) {
     float* next = weights_.data();
     const auto take = [&next](std::size_t count) {
@@ -80,9 +87,8 @@ WaveNet::WaveNet(const vconv_wavenet_shape& shape, const vconv_wavenet_weights& 
         return static_cast<float*>(std::memcpy(take(padded), tensor, count * sizeof(float)));
     };
     const auto matrix = [&](const Dense& dense) {
-        float* packed = take(dense.outputs * dense.inputs);
-        pack(kernels, dense.outputs, dense.inputs, dense.values.data(), packed);
-        return Matrix{dense.inputs, dense.outputs, packed};
+        float* packed = take(packed_floats(kernels, precision, dense.outputs, dense.inputs));
+        return pack(kernels, precision, dense.outputs, dense.inputs, dense.values.data(), packed);
     };
     const std::size_t residual = shape.residual, gate = shape.gate, skip = shape.skip;
     const std::size_t taps = shape.kernel_size;
@@ -179,6 +185,7 @@ struct WaveNet::Workspace {
     float* channels;  // [sample of a block, lane, C] with hop 1
     float* base;      // else [lane, layer, 2G'] conditioning at the start of the frame
     float* slope;     // and its change until the next
+    float* scratch;   // the kernels'
 
     Workspace(const WaveNet& net, const Job& job, std::uint64_t position, float* contexts)
         : job(job),
@@ -190,7 +197,7 @@ struct WaveNet::Workspace {
               for (const Layer& layer : net.layers_) {
                   width += (block_of(layer) + (net.projects() ? 0 : 2)) * 2 * net.gate_;
               }
-              return lanes * width + (net.layers_.size() + 7) * kCacheLine;
+              return lanes * width + net.scratch_floats() + (net.layers_.size() + 8) * kCacheLine;
           }()) {
         float* next = memory.data();
         const auto take = [&next](std::size_t count) {
@@ -206,6 +213,7 @@ struct WaveNet::Workspace {
         base = take(frame);
         slope = take(frame);
         channels = take(lanes * longest_block() * net.channels());
+        scratch = take(net.scratch_floats());
         for (const Layer& layer : net.layers_) {
             const std::size_t block = block_of(layer);
             places.push_back({contexts, position % layer.reach(),
@@ -257,6 +265,17 @@ bool WaveNet::run(const Job& job, std::uint64_t& position, std::int32_t* previou
     return true;
 }
 
+std::size_t WaveNet::scratch_floats() const {
+    const std::size_t inputs = std::max({residual_, gate_, skip_, channels()});
+    return precision_ == Precision::int8 ? scratch_bytes(inputs) / sizeof(float) : 0;
+}
+
+void WaveNet::accumulate(const Matrix& matrix, const float* in, std::size_t in_stride, float* out,
+                         std::size_t out_stride, std::size_t columns, const Workspace& work) const {
+    kernels_.accumulate[static_cast<int>(precision_)](matrix, in, in_stride, out, out_stride,
+                                                      columns, work.scratch);
+}
+
 void WaveNet::enter_frame(std::size_t frame, Workspace& work) const {
     const std::size_t halves = layers_.size() * 2, steps = work.job.samples / shape_.hop + 1;
     for (std::size_t lane = 0; lane < work.lanes; ++lane) {
@@ -299,8 +318,8 @@ void WaveNet::project(const Layer& layer, const Place& place, std::size_t count,
             std::copy_n(layer.condition_bias, width, place.past + column * width);
         }
     }
-    kernels_.accumulate(layer.condition, work.channels, channels(), place.past, width,
-                        count * lanes);
+    accumulate(layer.condition, work.channels, channels(), place.past, width,
+                        count * lanes, work);
 }
 
 // h of the block's samples as far as the past decides it: conditioning and all taps but the last.
@@ -317,8 +336,8 @@ void WaveNet::prepare_past(const Layer& layer, const Place& place, const Workspa
         std::size_t slot = (place.slot + j * layer.dilation) % slots;
         for (std::size_t done = 0; done < count;) {
             const std::size_t span = std::min(count - done, slots - slot);  // to the ring's end
-            kernels_.accumulate(layer.taps[j], place.context + slot * lanes * residual_, residual_,
-                                place.past + done * lanes * width, width, span * lanes);
+            accumulate(layer.taps[j], place.context + slot * lanes * residual_, residual_,
+                                place.past + done * lanes * width, width, span * lanes, work);
             done += span;
             slot = 0;
         }
@@ -331,7 +350,7 @@ void WaveNet::layer_step(const Layer& layer, Place& place, Workspace& work) cons
         prepare_past(layer, place, work);
     }
     float* h = place.past + work.sample % place.block * lanes * width;
-    kernels_.accumulate(layer.taps.back(), work.stream, stride, h, width, lanes);
+    accumulate(layer.taps.back(), work.stream, stride, h, width, lanes, work);
     for (std::size_t lane = 0; lane < lanes; ++lane) {
         kernels_.gate(gate_, h + lane * width, work.z + lane * gate_);
     }
@@ -342,13 +361,13 @@ void WaveNet::layer_step(const Layer& layer, Place& place, Workspace& work) cons
     place.slot = place.slot + 1 == layer.reach() ? 0 : place.slot + 1;
 
     if (layer.residual_bias == nullptr) {  // the last layer: skip only
-        kernels_.accumulate(layer.output, work.z, gate_, work.stream + residual_, stride, lanes);
+        accumulate(layer.output, work.z, gate_, work.stream + residual_, stride, lanes, work);
         return;
     }
     for (std::size_t lane = 0; lane < lanes; ++lane) {
         kernels_.add(residual_, layer.residual_bias, work.stream + lane * stride);
     }
-    kernels_.accumulate(layer.output, work.z, gate_, work.stream, stride, lanes);
+    accumulate(layer.output, work.z, gate_, work.stream, stride, lanes, work);
 }
 
 void WaveNet::output_step(Workspace& work) const {
@@ -359,9 +378,9 @@ void WaveNet::output_step(Workspace& work) const {
         std::copy_n(hidden_bias_, skip_, work.hidden + lane * skip_);
         std::copy_n(logits_bias_, levels_, work.logits + lane * levels_);
     }
-    kernels_.accumulate(hidden_, skip, stride, work.hidden, skip_, work.lanes);
+    accumulate(hidden_, skip, stride, work.hidden, skip_, work.lanes, work);
     kernels_.rectify(work.lanes * skip_, work.hidden);
-    kernels_.accumulate(logits_, work.hidden, skip_, work.logits, levels_, work.lanes);
+    accumulate(logits_, work.hidden, skip_, work.logits, levels_, work.lanes, work);
 }
 
 // Hands out the logits, and takes the forced code or draws one. False: a logit is not finite.

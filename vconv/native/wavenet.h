@@ -37,11 +37,12 @@ class WaveNet {
   public:
     // Throws std::bad_alloc. The weights must be finite and the shape possible.
     WaveNet(const vconv_wavenet_shape& shape, const vconv_wavenet_weights& weights,
-            const Kernels& kernels);
+            const Kernels& kernels, Precision precision);
 
     std::size_t context_floats(std::size_t lanes) const;
     std::uint64_t multiply_adds() const;
     const Kernels& kernels() const { return kernels_; }
+    Precision precision() const { return precision_; }
     const vconv_wavenet_shape& shape() const { return shape_; }
 
     // Advances `position`, the previous codes [lanes] and the contexts. False: a logit or a channel
@@ -67,6 +68,9 @@ class WaveNet {
     bool projects() const { return shape_.hop == 1; }
     std::size_t channels() const { return projects() ? shape_.conditioning : 0; }
 
+    std::size_t scratch_floats() const;
+    void accumulate(const Matrix& matrix, const float* in, std::size_t in_stride, float* out,
+                    std::size_t out_stride, std::size_t columns, const Workspace& work) const;
     void enter_frame(std::size_t frame, Workspace& work) const;
     void interpolate(const Place& place, std::size_t count, const Workspace& work) const;
     void project(const Layer& layer, const Place& place, std::size_t count,
@@ -78,6 +82,7 @@ class WaveNet {
 
     vconv_wavenet_shape shape_;
     const Kernels& kernels_;
+    Precision precision_;
     std::size_t residual_, gate_, skip_, levels_;  // widths padded to whole vectors
     Floats weights_;                               // everything below points into it
     float* embedding_ = nullptr;                   // [levels, residual_]
