@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,12 +19,13 @@ from safetensors.numpy import save
 
 from vconv.audio import SAMPLE_RATE, read, write_atomic
 from vconv.bundle import CONDITIONER, DECODER, ENCODER, GOLDEN, SAMPLES, SPEAKERS, WEIGHTS
-from vconv.errors import ModelError, UsageError
+from vconv.errors import ModelError, SetupError, UsageError
 from vconv.manifest import (
     MANIFEST,
     DataInfo,
     FileEntry,
     Manifest,
+    Reduced,
     TrainingInfo,
     describe,
     seal,
@@ -34,6 +35,7 @@ from .checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from .comparison import Comparison
 from .golden import make_golden
 from .onnx import export_conditioner, export_encoder
+from .precision import Windows, precision_costs
 from .torchscript import export_decoder
 from .verify import verify
 from .verify_torch import network_of
@@ -69,6 +71,7 @@ def export_run(
     licence: str | None = None,
     limits: str = "",
     quality: Mapping[str, float] | None = None,
+    speech: tuple[Sequence[Windows], int] | None = None,
     overwrite: bool = False,
 ) -> list[Comparison]:
     """Export a training run's weight average as a bundle and verify it; what it returns passed.
@@ -85,6 +88,8 @@ def export_run(
         licence: the terms of the training data, by default those that the corpus states.
         limits: what it is not fit for, for the manifest.
         quality: figures to add to the last validation's.
+        speech: held-out windows and the samples of one, on which the reduced precisions are judged;
+            without it none is offered.
         overwrite: replace a bundle that is at ``out``.
 
     Raises UsageError if ``out`` exists or cannot be written or a clip is missing, ModelError for a
@@ -115,6 +120,7 @@ def export_run(
             name=name,
             speakers=found.speakers,
             quality=figures,
+            precisions=_precisions(found, speech),
             limits=limits,
             training=training,
             data=data,
@@ -135,6 +141,21 @@ def export_run(
         shutil.rmtree(partial, ignore_errors=True)
     log.info("%s: exported from %s", out, found.path)
     return made
+
+
+def _precisions(
+    checkpoint: Checkpoint, speech: tuple[Sequence[Windows], int] | None
+) -> dict[Reduced, float]:
+    """What each costs; of none that is known, nothing."""
+    if speech is None:
+        return {}
+    model = checkpoint.config.model
+    network = network_of(model, len(checkpoint.speakers), checkpoint.tensors)
+    try:
+        return precision_costs(network, model, *speech)
+    except SetupError as error:
+        log.warning("%s: no reduced precision is offered: %s", checkpoint.path, error)
+        return {}
 
 
 def _write(folder: Path, checkpoint: Checkpoint, name: str, samples: Path | None) -> None:

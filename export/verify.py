@@ -16,6 +16,7 @@ import numpy as np
 
 from vconv.bundle import CONDITIONER, DECODER, ENCODER, GOLDEN, SPEAKERS, WEIGHTS, Bundle
 from vconv.engines import Engine, create_engine
+from vconv.engines.base import MAX_COST
 from vconv.errors import ModelError, SetupError
 from vconv.geometry import FEATURES, FRAME_HOP, FRAMING, Geometry, Span
 from vconv.onnxfile import GraphTensor, graph_tensors
@@ -40,6 +41,8 @@ from .golden import LOGIT_STEPS, Golden, forced_codes, golden_plan, golden_signa
 
 # What is fixed by definition, computed in float32 there and in float64 here.
 FIXED_TOLERANCE = 1e-4
+# Of golden's signal, which is no speech; what is offered costs less than MAX_COST of speech.
+REDUCED_TOLERANCE = 10 * MAX_COST
 _CHUNK_UNITS = 8
 # Tensors of these parts that evaluation never reads.
 _TRAINING_ONLY = ("ema_count", "ema_sum", "started", "num_batches_tracked")
@@ -81,6 +84,8 @@ def comparisons(bundle: Bundle, *, trust_code: bool = False) -> Iterator[Compari
     yield from _encoder(bundle, golden)
     yield from _conditioner(bundle, golden)
     yield from _engine(bundle, golden, "native")
+    for precision in bundle.manifest.precisions:
+        yield _reduced(bundle, golden, precision)
     if importlib.util.find_spec("torch") is None:
         yield Comparison("eager network, torchscript engine", None, TOLERANCE, "torch is missing")
         yield Comparison(DECODER, None, TOLERANCE, "torch is missing")
@@ -278,6 +283,30 @@ def _engine(bundle: Bundle, golden: Golden, name: str) -> Iterator[Comparison]:
         yield Comparison(f"{name} engine", None, TOLERANCE, str(error))
         return
     yield from score_comparisons(bundle, golden, engine)
+
+
+def _reduced(bundle: Bundle, golden: Golden, precision: str) -> Comparison:
+    """What reduced weights lose of golden's distribution, as a mean over its steps: D(golden || its
+    own), in nats a sample."""
+    name = f"native engine, {precision}: nats a sample lost against golden"
+    try:
+        engine = create_engine(
+            "native",
+            bundle.weights("decoder.wavenet."),
+            precision=precision,
+            **bundle.engine_options(),
+        )
+    except SetupError as error:
+        return Comparison(name, None, REDUCED_TOLERANCE, str(error))
+    plan, _ = golden_plan(bundle.geometry)
+    conditioning = golden.conditioning[None, plan.skip : plan.skip + plan.steps]
+    found, _ = engine.score(conditioning, golden.forced[None], engine.initial_state(1))
+    wanted, own = (
+        logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64), 1, keepdims=True)
+        for logits in (golden.logits, found[0, :LOGIT_STEPS])
+    )
+    lost = (np.exp(wanted) * (wanted - own)).sum(1).mean()
+    return Comparison(name, float(lost), REDUCED_TOLERANCE)
 
 
 def score_comparisons(bundle: Bundle, golden: Golden, engine: Engine) -> Iterator[Comparison]:

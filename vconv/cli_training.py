@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -206,9 +206,13 @@ def export(
 
     with _extra("export"):
         from vconv.export.bundle import export_run
+        from vconv.export.checkpoint import find_checkpoint
+    from .bundle import Bundle
+    from .engines.base import MAX_COST
     from .reading import printable
 
     with log_on_stderr():
+        speech = _heldout_speech(find_checkpoint(run, checkpoint))
         made = export_run(
             run,
             output,
@@ -219,8 +223,14 @@ def export(
             statement=statement,
             licence=licence,
             limits=limits,
+            speech=None if isinstance(speech, str) else speech,
             overwrite=overwrite,
         )
+    if isinstance(speech, str):
+        say(f"reduced precisions are not offered: {speech}")
+    for precision, cost in Bundle.open(output).manifest.precisions.items():
+        offered = "offered" if cost < MAX_COST else f"not offered: {MAX_COST:g} are allowed"
+        say(f"{precision} costs {cost:+.4f} nats a sample of held-out speech ({offered})")
     if as_json:
         emit(json.dumps([asdict(each) | {"passed": each.passed} for each in made]))
     say(f"{printable(output)}: exported; {len(made)} comparisons passed")
@@ -233,6 +243,15 @@ def _require(extra: str, *packages: str) -> None:
         with _extra(extra):
             if find_spec(package) is None:
                 raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def _heldout_speech(checkpoint: Path) -> tuple[list[Any], int] | str:
+    """For what export judges on it: see ``train.speech``. Or why there is none."""
+    try:
+        from vconv.train.speech import heldout_speech
+    except ImportError as error:
+        return f"{error.name or 'a package'} is missing, which reading the corpus needs"
+    return heldout_speech(checkpoint)
 
 
 @contextmanager

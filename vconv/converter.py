@@ -86,6 +86,16 @@ class Converter:
         return self._bundle.manifest
 
     @property
+    def engine(self) -> str:
+        """What generates: "native" or "torchscript"."""
+        return self._model.engine.name
+
+    @property
+    def precision(self) -> str:
+        """How it keeps its weights: "fp32", "bf16" or "int8"."""
+        return self._model.engine.precision
+
+    @property
     def latency_seconds(self) -> float:
         """In a stream of input at the model's rate: the longest that a sample waits for its
         converted one, computing aside (a chunk and the look-ahead)."""

@@ -29,6 +29,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Plain relative names: nothing absolute, hidden or upwards can be written in this alphabet.
 FileName = Annotated[str, Field(pattern=rf"^{_COMPONENT}(/{_COMPONENT})*$", max_length=200)]
 Count = Annotated[int, Field(ge=0)]
+Reduced = Literal["bf16", "int8"]
+REDUCED: tuple[Reduced, ...] = ("bf16", "int8")
 
 
 class _Part(BaseModel):
@@ -148,7 +150,7 @@ class Manifest(_Part):
     model: ModelConfig
     quality: dict[str, float] = {}
     # What generating with reduced weights costs, in nats a sample of held-out speech.
-    precisions: dict[Literal["bf16", "int8"], Annotated[float, Field(allow_inf_nan=False)]] = {}
+    precisions: dict[Reduced, Annotated[float, Field(allow_inf_nan=False)]] = {}
     limits: str = ""
     training: TrainingInfo
     data: DataInfo

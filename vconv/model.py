@@ -76,7 +76,7 @@ class Model:
             **bundle.engine_options(),
             device=device,
             precision=precision,
-            costs=dict(bundle.manifest.precisions),
+            costs={str(name): cost for name, cost in bundle.manifest.precisions.items()},
         )
 
     def encode(self, wav: Samples) -> Stretch:

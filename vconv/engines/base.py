@@ -47,6 +47,10 @@ class Engine(Protocol):
     def name(self) -> str: ...
 
     @property
+    def precision(self) -> str:
+        """`fp32`, `bf16` or `int8`."""
+
+    @property
     def levels(self) -> int: ...
 
     @property

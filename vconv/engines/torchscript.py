@@ -36,6 +36,7 @@ class TorchScriptEngine:
     """
 
     name = "torchscript"
+    precision = "fp32"
 
     def __init__(
         self,
