@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +132,21 @@ def signals() -> Iterator[list[int]]:
             signal.signal(getattr(signal, name), handler)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """What may change the last bits of a step, for a checkpoint to record."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
+    return {
+        "torch": torch.__version__,
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In what two environments differ, in words; "" when they are the same."""
+    return ", ".join(
+        f"{key} {before[key]} then and {value} now"
+        for key, value in now.items()
+        if key in before and before[key] != value
+    )

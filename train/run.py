@@ -125,7 +125,7 @@ def _train(begun: _Start) -> int:
         corpus = begun.corpus or Corpus.open(path)
         state = build_state(config, corpus, device)
         if world.chief:
-            _fill(state, begun, corpus)
+            _fill(state, begun, corpus, process.environment(device, world.size))
             (begun.folder / "config.yaml").write_text(dump_yaml(config), "utf-8")
         state.share(world)
         if config.train.compile:
@@ -136,7 +136,7 @@ def _train(begun: _Start) -> int:
         return run.train(pool)
 
 
-def _fill(state: TrainState, begun: _Start, corpus: Corpus) -> None:
+def _fill(state: TrainState, begun: _Start, corpus: Corpus, environment: Mapping[str, Any]) -> None:
     """The state to begin with, and a line that says where it is from."""
     if begun.checkpoint is not None:
         begun.checkpoint.restore(state)
@@ -146,6 +146,9 @@ def _fill(state: TrainState, begun: _Start, corpus: Corpus) -> None:
         elif (aside := go_back(begun.folder, begun.checkpoint)) is not None:
             _say(f"set aside what does not lead up to {begun.checkpoint.path}: it is in {aside}")
         _say(f"resuming {begun.folder} at step {state.step:,} from {begun.checkpoint.path}")
+        before = begun.checkpoint.header.get("environment", {})
+        if differs := process.differences(before, environment):
+            _say(f"note: {differs}: the last bits may not be those of an uninterrupted run")
         return
     _say(f"starting {begun.folder}: {_count(state):,} parameters, {len(corpus.speakers)} speakers")
     if begun.source is not None:
@@ -303,7 +306,7 @@ class _Run:
                     "hours": _hours(self.corpus),
                     "utterances": len(self.corpus.utterances),
                 },
-                "environment": process.environment(self.device),
+                "environment": process.environment(self.device, self.world.size),
             },
         )
         _retain(self.folder / "checkpoints", config)

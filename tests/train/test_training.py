@@ -451,3 +451,14 @@ def test_presets_load_and_describe_a_buildable_geometry(preset):
     plan = geometry.plan(config.data.window, lead=geometry.lead_samples)
     assert plan.left < 8000, "more context than prepare's silence holds"
     assert plan.right - config.data.window < 8000
+
+
+def test_what_may_change_the_last_bits_is_compared_when_a_run_goes_on():
+    here = process.environment(CPU, 1)
+    assert process.differences(here, here) == ""
+    before = {**here, "torch": "2.10.0", "processes": 2}
+    now = torch.__version__
+    assert process.differences(before, here) == (
+        f"torch 2.10.0 then and {now} now, processes 2 then and 1 now"
+    )
+    assert process.differences({"torch": now}, here) == "", "an old checkpoint says less"
