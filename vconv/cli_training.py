@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 
-from .config import load_config
 from .errors import SetupError, UsageError
 from .messages import emit, log_on_stderr, say
 
@@ -107,6 +106,8 @@ def train(
 ) -> int:
     """Train a model, or go on with a run that was interrupted."""
     from vconv.train.naming import run_name
+
+    from .config import load_config
 
     overrides = [*(overrides or ()), *(["train.elastic_exact=true"] if elastic_exact else ())]
     # What is wrong with them is said before torch is loaded, and by one process.
