@@ -23,6 +23,7 @@ from vconv.train import checkpoint as checkpoints
 from vconv.train import run as runs
 from vconv.train.loop import Progress, fit
 from vconv.train.metrics import read_metrics
+from vconv.train.running import Running
 from vconv.train.state import TrainState
 from voices import PITCHES, prepared
 
@@ -317,7 +318,7 @@ def test_a_run_refuses_a_second_process_and_answers_a_signal_within_a_step(confi
 def test_a_second_interrupt_leaves_without_harm(configure, monkeypatch, capfd):
     """It arrives in the middle of the save that the first one asked for."""
     configure(steps=8)
-    original, written = runs._Run.observe, checkpoints._write
+    original, written = Running.observe, checkpoints._write
 
     def observe(self: Any, progress: Any) -> bool:
         if progress.step == 5:
@@ -331,7 +332,7 @@ def test_a_second_interrupt_leaves_without_harm(configure, monkeypatch, capfd):
             time.sleep(0.01)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs._Run, "observe", observe)
+        patch.setattr(Running, "observe", observe)
         patch.setattr(checkpoints, "_write", write)
         with pytest.raises(KeyboardInterrupt):
             go_on()
@@ -413,7 +414,7 @@ def test_data_workers_may_change_wherever_a_run_goes_on(corpus_path, tmp_path):
 
 def test_a_log_line_whose_steps_lie_on_both_sides_of_a_stop_is_as_without(configure, monkeypatch):
     configure(log_every=3)
-    original = runs._Run.observe
+    original = Running.observe
 
     def observe(self: Any, progress: Any) -> bool:
         if progress.step == 4:
@@ -421,7 +422,7 @@ def test_a_log_line_whose_steps_lie_on_both_sides_of_a_stop_is_as_without(config
         return original(self, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs._Run, "observe", observe)
+        patch.setattr(Running, "observe", observe)
         assert runs.train_command(Path("config.yaml")) == 143
     go_on()
     found = outcome(RUN)

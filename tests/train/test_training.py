@@ -26,6 +26,7 @@ from vconv.train.loop import fit, start_bottleneck, train_step
 from vconv.train.metrics import read_metrics
 from vconv.train.noise import dither
 from vconv.train.objective import backward, learning_rate
+from vconv.train.running import Running
 from vconv.train.state import build_state, refresh_norms
 from vconv.train.validate import bootstrap_interval, validate
 from voices import prepared
@@ -369,14 +370,14 @@ def test_what_a_killed_process_left_half_written_is_swept_away(config_file):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_leaves_with_its_code(config_file, monkeypatch, capfd, number):
-    original = runs._Run.observe
+    original = Running.observe
 
     def observe(self, progress):
         if progress.step == 3:
             os.kill(os.getpid(), number)
         return original(self, progress)
 
-    monkeypatch.setattr(runs._Run, "observe", observe)
+    monkeypatch.setattr(Running, "observe", observe)
     assert runs.train_command(config_file) == 128 + number
     assert "run the same command again" in capfd.readouterr().err
     newest, _ = checkpoints.newest(Path("runs/test/checkpoints"))
