@@ -1,50 +1,51 @@
-"""How fast the engines draw samples: one core, one run, one table.
+"""How fast the engines draw samples: one core, one run, a table for every network.
 
-    python benchmarks/sampler.py [--preset NAME] [--bundle DIR] [--repetitions N]
+    python benchmarks/sampler.py [--preset NAME] [--bundle DIR] [--turns N] [--lanes 1,4,16,64]
 
 Each row is a network (the shapes of the presets with random weights, or a bundle's own), an engine
-and a number of lanes. With transposed upsampling (`paper`) the engine projects the conditioning of
-every sample, which counts as part of its work. The rows of a network take turns, so that whatever
-else the machine does meets all of them alike; a figure is the median of its turns, in seconds of
-this thread's processor time. `of peak` is the share of the core's multiply-adds that a small probe
-reaches in the same run. Two floors are printed for one lane: multiply-adds over that peak, and the
-weights' bytes over the rate at which the core reads a buffer of their size.
+and a number of lanes: the native engine in its precisions, TorchScript with ring buffers, the eager
+network sample by sample, and a loop in numba where numba is installed. With transposed upsampling
+(`paper`) the engine projects the conditioning of every sample, which counts as part of its work.
+The rows of a network take turns, so that whatever else the machine does meets all of them alike; a
+figure is the median of its turns, with the quartiles, in this thread's processor time. `of peak` is
+the share of the multiply-adds (fp32) that a small probe reaches in the same run. Two floors are
+printed for one lane: multiply-adds over that peak, and the weights' bytes over the rate at which
+the core reads a buffer of their size. A TorchScript that is slower than it should be would flatter
+the others; the script then says that the comparison does not count.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ["OMP_NUM_THREADS"] = "1"
-
 import argparse
 import ctypes
 import importlib.util
+import os
 import shutil
-import statistics
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+# First of all that loads numpy: it holds numpy's and torch's products to one thread.
+from vconv.bench import Decoder, checked_lanes, generating  # isort: skip
 
 import numpy as np
 import numpy.typing as npt
 
+from vconv.audio import SAMPLE_RATE
 from vconv.bundle import Bundle
 from vconv.config import DecoderConfig
-from vconv.engines import Engine, create_engine
-from vconv.engines.base import conditioning_steps
+from vconv.engines.base import PRECISIONS
 from vconv.errors import SetupError
 from vconv.geometry import FRAME_HOP
+from vconv.timing import Trial, multiplying, reading, take_turns, waiting
 
-SAMPLE_RATE = 16_000
 LEVELS = 256
-CHUNK = 160
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
-Weights = Mapping[str, npt.NDArray[np.float32]]
+# What TorchScript must reach for a comparison with it to count, in samples a second of a network of
+# no more multiply-adds than `base`; of a larger one in proportion.
+LEAST_TORCHSCRIPT, LEAST_FOR = 3000, 618_496
 
 SHAPES = {
     "demo": DecoderConfig(
@@ -65,20 +66,13 @@ SHAPES = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
-    """One engine at work: `step` draws `samples` samples, all lanes counted."""
+    """One engine at work."""
 
     engine: str
     lanes: int
-    samples: int
-    step: Callable[[], None]
-    seconds: list[float]
-
-    @property
-    def rate(self) -> float:
-        """Samples per second."""
-        return self.samples / statistics.median(self.seconds)
+    trial: Trial
 
 
 def hop_of(shape: DecoderConfig) -> int:
@@ -111,32 +105,11 @@ def random_weights(shape: DecoderConfig) -> dict[str, npt.NDArray[np.float32]]:
     return weights
 
 
-def multiply_adds(weights: Weights) -> int:
-    """Those of the matrix products of one sample: every weight once, but for the embedding."""
-    return sum(w.size for name, w in weights.items() if w.ndim == 2 and "embedding" not in name)
+def decoder_of(shape: DecoderConfig, weights: dict[str, npt.NDArray[np.float32]]) -> Decoder:
+    return Decoder(weights, shape.blocks, shape.layers, shape.kernel_size, hop_of(shape))
 
 
-def drawing(shape: DecoderConfig, weights: Weights) -> Weights:
-    """Those tensors that a sample's drawing reads."""
-    projecting = hop_of(shape) == 1
-    return {name: w for name, w in weights.items() if projecting or ".condition." not in name}
-
-
-def engine_row(name: str, engine: Engine, width: int, lanes: int, samples: int) -> Row:
-    random = np.random.default_rng(1)
-    steps = conditioning_steps(samples, engine.hop)
-    conditioning = random.standard_normal((lanes, steps, width), np.float32)
-    uniforms = random.random((lanes, samples), np.float32)
-    state = engine.initial_state(lanes)
-
-    def step() -> None:
-        nonlocal state
-        _, state = engine.generate(conditioning, uniforms, 1.0, state)
-
-    return Row(name, lanes, lanes * samples, step, [])
-
-
-def eager_row(shape: DecoderConfig, weights: Weights) -> Row:
+def eager_row(shape: DecoderConfig, decoder: Decoder) -> Row:
     """The network itself, called for one sample at a time."""
     import torch
 
@@ -153,7 +126,10 @@ def eager_row(shape: DecoderConfig, weights: Weights) -> Row:
         kernel_size=shape.kernel_size,
         hop=1,  # conditioning comes sample by sample, not to be interpolated again each time
     ).eval()
-    tensors = {name: torch.from_numpy(np.array(tensor)) for name, tensor in weights.items()}
+    tensors = {
+        name: torch.from_numpy(np.array(tensor, np.float32))
+        for name, tensor in decoder.weights.items()
+    }
     network.load_state_dict(tensors, strict=False)
     conditioning = torch.randn(1, 1, shape.conditioning_channels)
     samples = 16
@@ -167,49 +143,42 @@ def eager_row(shape: DecoderConfig, weights: Weights) -> Row:
                 logits, state = network(code, conditioning, state)
                 code = torch.multinomial(torch.softmax(logits[:, 0], dim=1), 1)
 
-    return Row("eager network", 1, samples, step, [])
+    return Row("eager network", 1, Trial(samples, [step]))
 
 
-def rows_of(shape: DecoderConfig, weights: Weights) -> list[Row]:
-    hop = hop_of(shape)
-    projected = shape.blocks * shape.layers * 2 * shape.gate_channels
-    width = shape.conditioning_channels if hop == 1 else projected
-    options: dict[str, Any] = {
-        "blocks": shape.blocks,
-        "layers": shape.layers,
-        "kernel_size": shape.kernel_size,
-        "hop": hop,
-    }
-    # Long enough that the ends do not count: a tenth of a second or so.
-    chunks = 1 if multiply_adds(weights) > 4_000_000 else 5
+def rows_of(shape: DecoderConfig, decoder: Decoder, lanes: tuple[int, ...]) -> list[Row]:
+    # Long enough that the ends do not count; a large network's turns are long as they are, and
+    # TorchScript projects 64 samples at a time.
+    large = decoder.multiply_adds > 4_000_000
+    samples = 128 if large else 5 * FRAME_HOP
+
+    def row(name: str, engine: object, count: int) -> Row:
+        cut = samples // 2 if count > 16 and large else samples
+        return Row(name, count, generating(engine, decoder.width, count, cut))  # type: ignore[arg-type]
+
     rows = []
     try:
-        native = create_engine("native", weights, **options)
-        name = f"native ({native.cpu})" if hasattr(native, "cpu") else "native"
-        rows += [engine_row(name, native, width, lanes, chunks * CHUNK) for lanes in (1, 4, 8)]
+        for precision in PRECISIONS:
+            native = decoder.engine("native", precision)
+            name = f"native {precision}"
+            rows += [row(name, native, count) for count in lanes]
+            code_path = getattr(native, "cpu", "")
+        print(f"native's code path: {code_path}")
     except SetupError as missing:
         print(f"native is left out: {missing}")
+    if importlib.util.find_spec("numba") is None:
+        print("numba is left out: it is not installed.")
+    else:
+        from numba_loop import NumbaEngine
+
+        rows.append(row("numba loop", NumbaEngine(decoder), 1))
     if importlib.util.find_spec("torch") is None:
         print("torchscript and eager are left out: torch is not installed.")
         return rows
-    import torch
-
-    torch.set_num_threads(1)
-    scripted = create_engine("torchscript", weights, **options)
-    rows += [engine_row("torchscript", scripted, width, lanes, CHUNK) for lanes in (1, 8)]
-    rows.append(eager_row(shape, weights))
+    scripted = decoder.engine("torchscript")
+    rows += [row("torchscript", scripted, count) for count in lanes]
+    rows.append(eager_row(shape, decoder))
     return rows
-
-
-def measure(rows: list[Row], repetitions: int) -> None:
-    for row in rows:
-        for _ in range(3):  # buffers touched, scripts optimised
-            row.step()
-    for _ in range(repetitions):
-        for row in rows:
-            start = time.thread_time()
-            row.step()
-            row.seconds.append(time.thread_time() - start)
 
 
 def compile_probe(folder: str) -> ctypes.CDLL | None:
@@ -228,54 +197,74 @@ def compile_probe(folder: str) -> ctypes.CDLL | None:
     return probe
 
 
-def report(name: str, weights: Weights, rows: list[Row], probe: ctypes.CDLL | None) -> None:
-    work = multiply_adds(weights)
-    print(f"\n{name}: {work:,} multiply-adds a sample, {4 * work / 1e6:.2f} MB of weights")
+def numpys(probe: Trial) -> float:
+    """What `vconv bench` takes for the machine's rate."""
+    take_turns([probe], 0.2)
+    return probe.rate.median
+
+
+def report(name: str, decoder: Decoder, rows: list[Row], probe: ctypes.CDLL | None) -> None:
+    work = decoder.multiply_adds
+    print(f"\n{name}: {work:,} multiply-adds a sample, {4 * work / 1e6:.2f} MB of weights in fp32")
     peak = None
     if probe is not None:
         peak = probe.multiply_adds_per_second()
-        reading = probe.bytes_per_second(4 * work)
         print(
-            f"this core: {peak / 1e9:.1f} G multiply-adds/s, reads that many bytes at "
-            f"{reading / 1e9:.0f} GB/s; floors {1e6 * work / peak:.1f} us and "
-            f"{4e6 * work / reading:.1f} us a sample"
+            f"this core: {peak / 1e9:.1f} G multiply-adds/s, a floor of {1e6 * work / peak:.1f} us "
+            f"a sample; numpy reaches {numpys(multiplying()) / peak:.0%} of them"
         )
-    slowest = next((row.rate for row in rows if row.engine == "torchscript"), None)
-    print(
-        f"{'engine':16} {'lanes':>5} {'samples/s':>10} {'x real time':>11} {'us/sample':>9} ",
-        end="",
-    )
-    print(f"{'of peak':>7} {'x torchscript':>13}")
+        for precision in PRECISIONS:
+            count = BYTES[precision] * work
+            bandwidth = probe.bytes_per_second(count)
+            print(
+                f"reads the {count / 1e6:.2f} MB of {precision} at {bandwidth / 1e9:.0f} GB/s, a "
+                f"floor of {1e6 * count / bandwidth:.1f} us a sample of one lane; numpy reaches "
+                f"{numpys(reading(count)) / bandwidth:.0%}"
+            )
+    torchscript = next((row.trial.rate.median for row in rows if row.engine == "torchscript"), None)
+    print("| engine | lanes | samples/s | quartiles | x real time | of peak | x TorchScript |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
-        share = "" if peak is None else f"{row.rate * work / peak:.0%}"
-        ratio = "" if slowest is None else f"{row.rate / slowest:.2f}"
+        rate = row.trial.rate
+        share = "" if peak is None else f"{rate.median * work / peak:.0%}"
+        ratio = "" if torchscript is None else f"{rate.median / torchscript:.2f}"
         print(
-            f"{row.engine:16} {row.lanes:5} {row.rate:10,.0f} {row.rate / SAMPLE_RATE:11.2f} "
-            f"{1e6 / row.rate:9.1f} {share:>7} {ratio:>13}"
+            f"| {row.engine} | {row.lanes} | {rate.median:,.0f} | {rate.low:,.0f} to "
+            f"{rate.high:,.0f} | {rate.median / SAMPLE_RATE:.2f} | {share} | {ratio} |"
         )
+    least = LEAST_TORCHSCRIPT * min(1.0, LEAST_FOR / work)
+    if torchscript is not None and torchscript < least:
+        print(
+            f"TorchScript draws {torchscript:,.0f} samples/s in one lane; it must reach "
+            f"{least:,.0f}. The comparison with it does not count."
+        )
+    waited = waiting([row.trial for row in rows])
+    print(f"The thread waited {waited:.0%} of its time for a processor.", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--preset", choices=SHAPES, help="only this one")
     parser.add_argument("--bundle", type=Path, help="an exported model instead of the presets")
-    parser.add_argument("--repetitions", type=int, default=30, help="turns of each row")
+    parser.add_argument("--lanes", type=checked_lanes, default=(1, 4, 16, 64))
+    parser.add_argument("--turns", type=int, default=9, help="turns of each row")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for all turns of a row")
     options = parser.parse_args()
-    networks: dict[str, tuple[DecoderConfig, Weights]]
+    networks: dict[str, tuple[DecoderConfig, Decoder]] = {}
     if options.bundle is None:
-        names = list(SHAPES) if options.preset is None else [options.preset]
-        networks = {name: (SHAPES[name], random_weights(SHAPES[name])) for name in names}
+        for name in SHAPES if options.preset is None else [options.preset]:
+            shape = SHAPES[name]
+            networks[name] = shape, decoder_of(shape, random_weights(shape))
     else:
         bundle = Bundle.open(options.bundle)
-        wavenet = bundle.weights("decoder.wavenet.")
-        networks = {str(options.bundle): (bundle.config.decoder, wavenet)}
+        decoder = Decoder(bundle.weights("decoder.wavenet."), **bundle.engine_options())
+        networks[str(options.bundle)] = bundle.config.decoder, decoder
     with tempfile.TemporaryDirectory() as folder:
         probe = compile_probe(folder)
-        for name, (shape, tensors) in networks.items():
-            weights = drawing(shape, tensors)
-            rows = rows_of(shape, weights)
-            measure(rows, options.repetitions)
-            report(name, weights, rows, probe)
+        for name, (shape, decoder) in networks.items():
+            rows = rows_of(shape, decoder, options.lanes)
+            take_turns([row.trial for row in rows], options.seconds, options.turns)
+            report(name, decoder, rows, probe)
 
 
 if __name__ == "__main__":

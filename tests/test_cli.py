@@ -507,7 +507,7 @@ def test_verify_prints_every_comparison_and_fails_on_a_changed_byte(
 
 
 def test_help_works_everywhere(run: Run) -> None:
-    verbs = ["convert", "speakers", "info", "verify", "prepare", "train", "export"]
+    verbs = ["convert", "speakers", "info", "verify", "bench", "prepare", "train", "export"]
     text = run("-h").out
     for verb in verbs:
         assert verb in text

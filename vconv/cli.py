@@ -88,6 +88,10 @@ def convert(
             metavar="SEMITONES", help="Speak higher, or lower; of a model trained with pitch."
         ),
     ] = 0.0,
+    lanes: Annotated[
+        str,
+        typer.Option(help="auto or a number: pieces of a recording that are generated together."),
+    ] = "auto",
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="Look into sub-folders.")
     ] = False,
@@ -136,6 +140,7 @@ def convert(
             seed=seed,
             temperature=temperature,
             pitch=pitch,
+            lanes=lanes,
             level=level,
             format_name=format_name,
             sample_rate=sample_rate,
@@ -203,6 +208,34 @@ def verify(
         raise ModelError(
             f"{bundle}: {len(failed)} of {len(made)} comparisons failed, the first: {failed[0]}."
         )
+    return 0
+
+
+@app.command()
+def bench(
+    model: ModelOption = "demo",
+    seconds: Annotated[float, typer.Option(help="How long each row is measured.")] = 0.2,
+    lanes: Annotated[
+        str, typer.Option(help="Numbers of streams drawn together, separated by commas.")
+    ] = "1,4,16",
+    engine: Annotated[
+        str, typer.Option(help="native or torchscript; auto: all that can run here.")
+    ] = "auto",
+    threads: Annotated[
+        int, typer.Option(help="Threads that draw at the same time, each its own lanes.")
+    ] = 1,
+    as_json: JsonOption = False,
+) -> int:
+    """Measure how fast a model is on this machine."""
+    from .bench import bench as run_bench
+    from .bench import checked_lanes, describe
+
+    report = run_bench(
+        model, seconds=seconds, lanes=checked_lanes(lanes), engine=engine, threads=threads
+    )
+    emit(json.dumps(report.json(), indent=1) if as_json else describe(report))
+    for note in report.notes:
+        say(f"vconv: note: {note}")
     return 0
 
 

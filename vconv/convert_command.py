@@ -23,6 +23,7 @@ from .batch import Job, output_format, plan_jobs
 from .converter import Converter, load
 from .errors import InputError, UsageError
 from .interruption import Interruption
+from .lanes import checked_lanes
 from .loudness import Level
 from .messages import emit, log_on_stderr, say, to_stdout
 from .pitch import checked_semitones
@@ -45,6 +46,7 @@ class Options:
     seed: int
     temperature: float
     pitch: float
+    lanes: str
     level: str
     format_name: str | None
     sample_rate: int | None
@@ -84,6 +86,7 @@ def convert_all(
     ):
         speaker = converter.speakers.label(converter.speakers.resolve(options.speaker))
         checked_semitones(options.pitch, converter.info)
+        checked_lanes(options.lanes)
         jobs = plan_jobs(
             inputs,
             output,
@@ -160,6 +163,7 @@ def _convert(
                 seed=options.seed,
                 temperature=options.temperature,
                 pitch=options.pitch,
+                lanes=checked_lanes(options.lanes),
                 level=cast(Level, options.level),
                 output_sample_rate=options.sample_rate,
                 channel=options.channel,
@@ -205,6 +209,7 @@ def _tell(job: Job, made: WrittenFile, options: Options) -> None:
                 "sample_rate": made.sample_rate,
                 "samples": made.samples,
                 "seconds": round(made.seconds, 6),
+                "lanes": made.lanes,
                 "elapsed_seconds": round(made.elapsed_seconds, 3),
                 "real_time_factor": round(made.real_time_factor, 3),
             }

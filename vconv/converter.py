@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from .audio import SAMPLE_RATE, resampled_length, write_atomic
 from .bundle import Bundle
 from .errors import UsageError
 from .inputs import Recording, as_samples, checked_rate, open_input
+from .lanes import Lanes, LaneSession, checked_lanes
 from .loudness import Level, Loudness, checked_level, gain, levelled
 from .manifest import Manifest
 from .model import Model
@@ -109,6 +110,7 @@ class Converter:
         seed: int = 0,
         temperature: float = 1.0,
         pitch: float = 0.0,
+        lanes: Lanes = "auto",
         level: Level = "keep",
         sample_rate: int | None = None,
         output_sample_rate: int | None = None,
@@ -126,6 +128,9 @@ class Converter:
             temperature: of the draws; 1 is the model's distribution, 0 its likeliest codes.
             pitch: semitones above (below 0: below) the speaker's own, -24 to 24; of a model that
                 was trained with pitch.
+            lanes: into how many pieces, which are generated side by side, a recording is split
+                where it is quiet; "auto" goes by its length, 1 is what a stream gives. The same
+                number gives the same bytes, however many cores there are.
             level: "keep" what the model says, "match" the input's loudness (RMS), or bring the
                 "peak" to -1 dB.
             sample_rate: the rate of samples, in Hz (not for files).
@@ -141,6 +146,7 @@ class Converter:
         out_hz = self._output_rate(output_sample_rate)
         voice, label = self._voice(speaker, seed, temperature, pitch)
         checked_level(level)
+        lanes = checked_lanes(lanes)
         with open_input(
             x,
             sample_rate=sample_rate,
@@ -149,8 +155,8 @@ class Converter:
             max_seconds=max_seconds,
         ) as recording:
             heard: list[Chunk] = []
-            session = self._session(voice, recording, out_hz, heard)
-            audio = np.concatenate([*_run(session, recording, progress)])
+            session, blocks = self._said(voice, recording, out_hz, lanes, progress, heard)
+            audio = np.concatenate([*blocks])
         made = Loudness()
         made.add(audio)
         audio *= np.float32(gain(level, session.encoder.loudness, made))
@@ -160,6 +166,7 @@ class Converter:
             codes=self._units(heard, session.encoder.samples).codes,
             speaker=label,
             elapsed_seconds=time.perf_counter() - begun,
+            lanes=session.lanes,
         )
 
     def convert_to_file(
@@ -171,6 +178,7 @@ class Converter:
         seed: int = 0,
         temperature: float = 1.0,
         pitch: float = 0.0,
+        lanes: Lanes = "auto",
         level: Level = "keep",
         sample_rate: int | None = None,
         output_sample_rate: int | None = None,
@@ -188,6 +196,7 @@ class Converter:
         out_hz = self._output_rate(output_sample_rate)
         voice, label = self._voice(speaker, seed, temperature, pitch)
         checked_level(level)
+        lanes = checked_lanes(lanes)
         if isinstance(x, (str, os.PathLike)) and _same_file(x, path):
             raise UsageError(f"{printable(path)}: is the input itself; choose another output.")
         with (
@@ -200,12 +209,12 @@ class Converter:
             ) as recording,
             write_atomic(path, out_hz) as writer,
         ):
-            session = self._session(voice, recording, out_hz)
-            blocks = _run(session, recording, progress)
+            session, blocks = self._said(voice, recording, out_hz, lanes, progress)
             for block in levelled(blocks, level, session.encoder.loudness):
                 writer.write(block)
             samples = writer.frames
-        return WrittenFile(Path(path), samples, out_hz, label, time.perf_counter() - begun)
+        elapsed = time.perf_counter() - begun
+        return WrittenFile(Path(path), samples, out_hz, label, elapsed, session.lanes)
 
     def stream(
         self,
@@ -221,7 +230,8 @@ class Converter:
         """Convert blocks of samples [T] as they come, whatever their lengths.
 
         Yields blocks as soon as they are complete (``latency_seconds`` later, a chunk at a time);
-        together they are what ``convert`` gives for the blocks together, to the bit.
+        together they are what ``convert(..., lanes=1)`` gives for the blocks together, to the
+        bit.
         """
         out_hz = self._output_rate(output_sample_rate)
         voice, _ = self._voice(speaker, seed, temperature, pitch)
@@ -261,7 +271,7 @@ class Converter:
         pitch: float = 0.0,
         output_sample_rate: int | None = None,
     ) -> Conversion:
-        """Say units in a speaker's voice; ``decode(encode(x))`` is ``convert(x)``.
+        """Say units in a speaker's voice; ``decode(encode(x))`` is ``convert(x, lanes=1)``.
 
         Raises UsageError for units of another kind than the model's, codes that it does not have,
         or too few or many of them.
@@ -298,17 +308,39 @@ class Converter:
         )
         return voice, self.speakers.label(mixture)
 
-    def _session(
-        self, voice: Voice, recording: Recording, out_hz: int, heard: list[Chunk] | None = None
-    ) -> Session:
-        return Session(
-            self._model,
-            voice,
-            name=recording.name,
-            in_hz=recording.rate,
-            out_hz=out_hz,
-            heard=heard,
-        )
+    def _said(
+        self,
+        voice: Voice,
+        recording: Recording,
+        out_hz: int,
+        lanes: Lanes,
+        progress: Progress | None,
+        heard: list[Chunk] | None = None,
+    ) -> tuple[Session | LaneSession, Iterator[Samples]]:
+        """A recording's session, and all that comes out of it."""
+
+        def tell() -> None:
+            if progress is not None and progress(session.seconds, recording.seconds) is False:
+                raise Cancelled(f"{recording.name}: the conversion was cancelled.")
+
+        session: Session | LaneSession
+        name, in_hz = recording.name, recording.rate
+        if lanes == 1:
+            session = Session(
+                self._model, voice, name=name, in_hz=in_hz, out_hz=out_hz, heard=heard
+            )
+        else:
+            session = LaneSession(
+                self._model,
+                voice,
+                lanes=lanes,
+                name=name,
+                in_hz=in_hz,
+                out_hz=out_hz,
+                heard=heard,
+                tell=tell,
+            )
+        return session, _run(session, recording, tell)
 
     def _units(self, chunks: list[Chunk], samples: int) -> Units:
         found = units_of(self._model.grid, chunks, samples)
@@ -349,15 +381,14 @@ def load(
     return Converter(bundle, Model(bundle, device=device, engine=engine, precision=precision))
 
 
-def _run(session: Session, recording: Recording, progress: Progress | None) -> Iterator[Samples]:
+def _run(
+    session: Session | LaneSession, recording: Recording, tell: Callable[[], None]
+) -> Iterator[Samples]:
     """The session's output for a whole recording."""
-    done = 0
     for block in recording.blocks:
-        yield session.push(block)
-        done += len(block)
-        if progress is not None and progress(done / recording.rate, recording.seconds) is False:
-            raise Cancelled(f"{recording.name}: the conversion was cancelled.")
-    yield session.flush()
+        yield from session.push(block)
+        tell()
+    yield from session.flush()
     if recording.mix_cancels:
         log.warning(
             "%s: the channels cancel each other in their mean; choose one with channel=N "
@@ -370,10 +401,10 @@ def _run(session: Session, recording: Recording, progress: Progress | None) -> I
 
 def _stream(session: Session, blocks: Iterable[Any]) -> Iterator[Samples]:
     for block in blocks:
-        made = session.push(as_samples(block, session.encoder.pushed))
-        if len(made):
-            yield made
-    yield session.flush()
+        for made in session.push(as_samples(block, session.encoder.pushed)):
+            if len(made):
+                yield made
+    yield from session.flush()
 
 
 def _same_file(x: str | os.PathLike[str], y: str | os.PathLike[str]) -> bool:

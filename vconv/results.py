@@ -49,7 +49,8 @@ class Conversion:
     """A converted recording: mono float32 [T], and the codes [U] that it was made from (None for a
     model without a codebook).
 
-    ``speaker`` is the resolved name (or mixture), ``elapsed_seconds`` what the conversion took.
+    ``speaker`` is the resolved name (or mixture), ``elapsed_seconds`` what the conversion took,
+    ``lanes`` how many pieces of it were generated side by side.
     """
 
     audio: Samples = field(repr=False)
@@ -57,6 +58,7 @@ class Conversion:
     codes: Codes | None = field(repr=False)
     speaker: str
     elapsed_seconds: float
+    lanes: int = 1
 
     @property
     def seconds(self) -> float:
@@ -86,6 +88,7 @@ class WrittenFile:
     sample_rate: int
     speaker: str
     elapsed_seconds: float
+    lanes: int = 1
 
     @property
     def seconds(self) -> float:

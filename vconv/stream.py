@@ -13,11 +13,12 @@ there, under the conditioning of the silence before the recording, and nothing i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from .audio import SAMPLE_RATE, DCFilter, Resampler, decoder_samples, resampled_length
+from .engines import Codes as EngineCodes
 from .errors import InputError
 from .geometry import FRAME_LENGTH
 from .grid import Grid
@@ -26,13 +27,19 @@ from .model import Model, Stretch, joined
 from .pitch import RelativePitch, shifted
 from .reading import Samples
 
+LEVEL_SAMPLES = 640  # 40 ms, longer than a period of any voice
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """The units of one chunk, the pitch relative to the speaker's own."""
+    """The units of one chunk, the pitch relative to the speaker's own.
+
+    ``levels``: the RMS of the recording in every 40 ms of the chunk, where there is a recording.
+    """
 
     index: int
     units: Stretch
+    levels: Samples = field(default_factory=lambda: np.zeros(0, np.float32), repr=False)
 
 
 class ChunkEncoder:
@@ -52,6 +59,7 @@ class ChunkEncoder:
         # there is silence.
         self._signal = np.zeros(grid.plan.left - grid.first_chunk * grid.chunk, np.float32)
         self._span = grid.plan.wav_length  # all units of the first chunk are new
+        self._own = np.zeros(0, np.float32)  # filtered, from the next chunk's own samples on
         self._shared = model.silence(0)
         self._relative_pitch = RelativePitch(model.pitch_prior)
         self.pushed = 0  # samples at the recording's rate
@@ -87,12 +95,19 @@ class ChunkEncoder:
         silence = np.zeros(wanted - len(new), np.float32)
         self._signal = np.concatenate((self._signal, filtered, silence))
         units = joined((self._shared, self._hear(self._signal[: self._span])))
-        chunk = Chunk(self._index, units)
+        self._own = np.concatenate((self._own, filtered, silence))
+        chunk = Chunk(self._index, units, self._levels())
         self._signal = self._signal[self._span - grid.overlap :]
         self._span = grid.overlap + grid.chunk
         self._shared = units[grid.chunk_units :]
         self._index += 1
         return chunk
+
+    def _levels(self) -> Samples:
+        length = 0 if self._index < 0 else self._grid.chunk
+        own, self._own = self._own[:length], self._own[length:]
+        levels: Samples = np.sqrt(np.square(own.reshape(-1, LEVEL_SAMPLES)).mean(1))
+        return levels
 
     def _hear(self, wav: Samples) -> Stretch:
         """The new units of the chunk that is next."""
@@ -134,49 +149,70 @@ def chunks_of(model: Model, units: Stretch, samples: int) -> Iterator[Chunk]:
 
 
 class Voice:
-    """Chunk after chunk of units -> samples at 16 kHz in one speaker's voice."""
+    """How units are spoken: the speaker, the pitch, the draws. Free of state."""
 
     def __init__(
         self, model: Model, speaker: Samples, *, seed: int, temperature: float, semitones: float
     ) -> None:
         """``speaker``: the vector [1, E]; ``semitones``: how much higher than the speaker's own
         pitch to speak, of a model that is told the pitch."""
-        self._model = model
+        self.model = model
+        self.seed = seed
+        self.temperature = temperature
         self._speaker = speaker
         self._octaves = semitones / 12
-        self._seed = seed
-        self._temperature = temperature
-        self._state = model.engine.initial_state(1)
-        self._carry = 0.0
 
-    def __call__(self, chunk: Chunk) -> Samples:
-        """The chunk's samples [CHUNK]; none for a chunk of the lead. Call in order, once each."""
-        model, grid = self._model, self._model.grid
-        used = slice(grid.plan.skip, grid.plan.skip + grid.plan.steps)
+    def conditioning(self, chunk: Chunk) -> Samples:
+        """What the engine is told in the chunk [1, F, C]."""
+        plan = self.model.grid.plan
         pitch = shifted(chunk.units.pitch, self._octaves)
         told = np.concatenate((chunk.units.latents, pitch), axis=1)
-        conditioning = model.condition(told[None], self._speaker)[:, used]
-        if chunk.index < 0:
-            self._feed_silence(chunk.index, conditioning)
-            return np.zeros(0, np.float32)
-        drawn = uniforms(self._seed, lane=0, chunk=chunk.index, count=grid.chunk)
-        codes, self._state = model.engine.generate(
-            conditioning, drawn[None], self._temperature, self._state
-        )
-        wav, self._carry = decoder_samples(
-            codes[0],
+        made = self.model.condition(told[None], self._speaker)
+        return made[:, plan.skip : plan.skip + plan.steps]
+
+    def decoded(self, codes: EngineCodes, carry: float) -> tuple[Samples, float]:
+        """Codes [T] -> samples at 16 kHz [T], and the carry of the next."""
+        model = self.model
+        return decoder_samples(
+            codes,
             mulaw=model.mulaw,
             preemphasis=model.audio.preemphasis,
             gain=model.audio.gain,
-            carry=self._carry,
+            carry=carry,
         )
-        return wav
+
+
+class Sampling:
+    """The chunks of one or several lanes, step by step -> their codes.
+
+    Lanes do not know of each other: of an engine that computes every lane alike, each has the codes
+    that it would have alone.
+    """
+
+    def __init__(self, voice: Voice, lanes: int = 1) -> None:
+        self._voice = voice
+        self._state = voice.model.engine.initial_state(lanes)
+
+    def __call__(self, chunks: Sequence[Chunk]) -> EngineCodes:
+        """The next chunk of each lane -> codes [B, CHUNK]; [B, 0] for chunks of the lead, which
+        all lanes have together."""
+        voice, model = self._voice, self._voice.model
+        conditioning = np.concatenate([voice.conditioning(chunk) for chunk in chunks])
+        if chunks[0].index < 0:
+            self._feed_silence(chunks[0].index, conditioning)
+            return np.zeros((len(chunks), 0), np.uint8)
+        count = model.grid.chunk
+        drawn = [uniforms(voice.seed, lane=0, chunk=c.index, count=count) for c in chunks]
+        codes, self._state = model.engine.generate(
+            conditioning, np.stack(drawn), voice.temperature, self._state
+        )
+        return codes
 
     def _feed_silence(self, index: int, conditioning: Samples) -> None:
-        grid, engine = self._model.grid, self._model.engine
+        grid, engine = self._voice.model.grid, self._voice.model.engine
         start = max(0, -grid.lead - index * grid.chunk)
-        silence = np.full((1, grid.chunk - start), engine.levels // 2, np.uint8)
-        steps = conditioning[:, start // self._model.geometry.conditioning_hop :]
+        silence = np.full((len(conditioning), grid.chunk - start), engine.levels // 2, np.uint8)
+        steps = conditioning[:, start // self._voice.model.geometry.conditioning_hop :]
         _, self._state = engine.score(np.ascontiguousarray(steps), silence, self._state)
 
 
@@ -194,25 +230,21 @@ def uniforms(seed: int, *, lane: int, chunk: int, count: int) -> Samples:
     return drawn
 
 
-class Speech:
-    """Chunks -> blocks of audio at the wanted rate, cut to the wanted length."""
+class Output:
+    """Samples at 16 kHz -> blocks of audio at the wanted rate, cut to the wanted length."""
 
-    def __init__(self, voice: Voice, out_hz: int) -> None:
-        self._voice = voice
+    def __init__(self, out_hz: int) -> None:
         self._resampler = Resampler(SAMPLE_RATE, out_hz)
         self._spoken = 0  # at 16 kHz
         self._made = 0  # at the output's rate
 
-    def push(self, chunks: Iterable[Chunk], samples: int) -> Samples:
-        """The next chunks of a recording of which so many samples (at 16 kHz) are known."""
-        blocks = [np.zeros(0, np.float32)]
-        for chunk in chunks:
-            # The last chunk reaches beyond the recording. No other can: a chunk is complete only
-            # once the samples that it looks ahead to are there.
-            wav = self._voice(chunk)[: samples - self._spoken]
-            self._spoken += len(wav)
-            blocks.append(self._resampler.push(wav))
-        return self._count(np.concatenate(blocks))
+    def push(self, wav: Samples, samples: int) -> Samples:
+        """The next samples of a recording of which so many (at 16 kHz) are known."""
+        # The last chunk reaches beyond the recording. No other can: a chunk is complete only
+        # once the samples that it looks ahead to are there.
+        wav = wav[: samples - self._spoken]
+        self._spoken += len(wav)
+        return self._count(self._resampler.push(wav))
 
     def finish(self, total: int) -> Samples:
         """What is left, so that there are ``total`` samples at the output's rate in all."""
@@ -226,12 +258,37 @@ class Speech:
         return block
 
 
+class Speech:
+    """Chunks -> blocks of audio at the wanted rate, cut to the wanted length."""
+
+    def __init__(self, voice: Voice, out_hz: int) -> None:
+        self._voice = voice
+        self._sampling = Sampling(voice)
+        self._carry = 0.0
+        self._output = Output(out_hz)
+
+    def push(self, chunks: Iterable[Chunk], samples: int) -> Samples:
+        """The next chunks of a recording of which so many samples (at 16 kHz) are known."""
+        blocks = [np.zeros(0, np.float32)]
+        for chunk in chunks:
+            codes = self._sampling([chunk])
+            wav, self._carry = self._voice.decoded(codes[0], self._carry)
+            blocks.append(self._output.push(wav, samples))
+        return np.concatenate(blocks)
+
+    def finish(self, total: int) -> Samples:
+        """What is left, so that there are ``total`` samples at the output's rate in all."""
+        return self._output.finish(total)
+
+
 class Session:
     """One recording on its way through: push blocks at its own rate, then flush.
 
     The output has the input's duration to the sample: resampled_length(input, in_hz, out_hz)
     samples, which is the input's own count where the rates are equal.
     """
+
+    lanes = 1
 
     def __init__(
         self,
@@ -249,15 +306,20 @@ class Session:
         self._rates = (in_hz, out_hz)
         self._heard = heard
 
-    def push(self, block: Samples) -> Samples:
-        """The next input block [T] -> the output that it completes [T']."""
-        return self._say(self.encoder.push(block))
+    @property
+    def seconds(self) -> float:
+        """How much of the recording was taken in."""
+        return self.encoder.pushed / self._rates[0]
 
-    def flush(self) -> Samples:
+    def push(self, block: Samples) -> Iterator[Samples]:
+        """The next input block [T] -> the output that it completes, in blocks [T']."""
+        yield self._say(self.encoder.push(block))
+
+    def flush(self) -> Iterator[Samples]:
         """The end of the input -> the rest of the output; raises as ``ChunkEncoder.push``."""
         tail = self._say(self.encoder.push(np.zeros(0, np.float32), last=True))
         total = resampled_length(self.encoder.pushed, *self._rates)
-        return np.concatenate((tail, self._speech.finish(total)))
+        yield np.concatenate((tail, self._speech.finish(total)))
 
     def _say(self, chunks: list[Chunk]) -> Samples:
         if self._heard is not None:

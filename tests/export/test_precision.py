@@ -110,7 +110,7 @@ def test_a_precision_that_costs_too_much_or_was_not_judged_is_refused(judged):
 def test_by_default_bytes_are_taken_where_they_cost_little_and_run_fast(judged, monkeypatch):
     assert load(judged).precision == "fp32"
     cheap = reseal(judged, precisions={"int8": 0.002})
-    for cpu, expected in (("avx2", "int8"), ("avx512", "int8"), ("generic", "fp32")):
+    for cpu, expected in (("avx2", "int8"), ("avx512vnni", "int8"), ("generic", "fp32")):
         monkeypatch.setattr(base, "_best_cpu", lambda cpu=cpu: cpu)
         assert load(cheap).precision == expected
     assert load(cheap, engine="torchscript").precision == "fp32"

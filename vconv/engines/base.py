@@ -146,7 +146,7 @@ def _precision(wanted: str, costs: Mapping[str, float] | None, *, native: bool) 
     if wanted == "auto":
         # Where it has been measured to be faster: not on processors without AVX2.
         cheap = native and costs is not None and costs.get("int8", MAX_COST) < MAX_COST
-        return "int8" if cheap and _best_cpu() in ("avx2", "avx512") else "fp32"
+        return "int8" if cheap and _best_cpu().startswith("avx") else "fp32"
     if wanted not in PRECISIONS:
         raise UsageError(f"there is no precision {wanted!r}; choose one of auto, fp32, bf16, int8.")
     if wanted == "fp32":

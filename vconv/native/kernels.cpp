@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 namespace vconv {
@@ -14,9 +15,12 @@ const Kernels* find_kernels(const char* name) {
     };
 #if defined(__x86_64__)
     __builtin_cpu_init();  // not every run-time library does it by itself
-    if (wanted(kernels_avx512) && __builtin_cpu_supports("avx512f") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (wanted(kernels_avx512vnni) && avx512 && __builtin_cpu_supports("avx512vnni")) {
+        return &kernels_avx512vnni;
+    }
+    if (wanted(kernels_avx512) && avx512) {
         return &kernels_avx512;
     }
     if (wanted(kernels_avx2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -29,7 +33,6 @@ const Kernels* find_kernels(const char* name) {
 namespace {
 
 constexpr std::size_t kLine = 16;   // floats in a cache line
-constexpr std::size_t kGroup = 4;   // inputs whose weights lie together as bytes
 constexpr float kMostWeight = 127;  // of a byte; -128 is left out
 
 std::size_t round_up(std::size_t n, std::size_t step) { return (n + step - 1) / step * step; }
@@ -72,22 +75,28 @@ void pack_bf16(std::size_t vector, std::size_t panel, std::size_t outputs, std::
     }
 }
 
-// The scale for each output makes its largest weight a 127.
+// The scale for each output makes its largest weight a 127. Weights so small that the scale is not
+// a normal number (under 1.5e-36) count as zeros.
 void pack_int8(std::size_t panel, std::size_t outputs, std::size_t inputs, const float* dense,
-               std::int8_t* packed, float* scales, std::int32_t* sums) {
+               std::int8_t* packed, float* scales, float* sums) {
     std::vector<std::int8_t> bytes(outputs * inputs);
+    std::fill_n(scales, outputs, 0.0f);
+    std::fill_n(sums, outputs, 0.0f);
     for (std::size_t o = 0; o < outputs; ++o) {
         float largest = 0;
         for (std::size_t i = 0; i < inputs; ++i) {
             largest = std::max(largest, std::fabs(dense[o * inputs + i]));
         }
-        scales[o] = largest / kMostWeight;
-        sums[o] = 0;
-        for (std::size_t i = 0; i < inputs && scales[o] > 0; ++i) {
-            const float scaled = std::nearbyint(dense[o * inputs + i] / scales[o]);
-            const auto byte = std::min(std::max(scaled, -kMostWeight), kMostWeight);
+        const float scale = largest / kMostWeight;
+        if (scale < std::numeric_limits<float>::min()) {
+            continue;
+        }
+        scales[o] = scale;
+        for (std::size_t i = 0; i < inputs; ++i) {
+            const float steps = std::nearbyint(dense[o * inputs + i] / scale);
+            const float byte = std::min(std::max(steps, -kMostWeight), kMostWeight);
             bytes[o * inputs + i] = static_cast<std::int8_t>(byte);
-            sums[o] += bytes[o * inputs + i];
+            sums[o] += byte;  // exact: 2^13 inputs of 2^7
         }
     }
     for (std::size_t first = 0; first < outputs; first += panel) {
@@ -135,7 +144,7 @@ Matrix pack(const Kernels& kernels, Precision precision, std::size_t outputs, st
                   reinterpret_cast<std::uint32_t*>(packed));
     } else {
         float* scales = packed + weight_floats(kernels, precision, outputs, inputs);
-        auto* sums = reinterpret_cast<std::int32_t*>(scales + round_up(outputs, kLine));
+        float* sums = scales + round_up(outputs, kLine);
         pack_int8(kernels.panel, outputs, inputs, dense, reinterpret_cast<std::int8_t*>(packed),
                   scales, sums);
         matrix.scales = scales;

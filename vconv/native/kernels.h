@@ -5,8 +5,8 @@
 // the widths given to it are multiples of `vector`, and buffers are padded to that.
 //
 // Every output of `accumulate` is one chain of multiply-adds over the inputs in their order (for
-// int8 an integer, which no order changes), whatever the number of columns. That is what makes lanes, blocks of time and chunks agree to the
-// bit.
+// int8 an integer, which no order changes), whatever the number of columns. That is what makes
+// lanes, blocks of time and chunks agree to the bit.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,8 @@ namespace vconv {
 enum class Precision {
     fp32,
     bf16,  // weights rounded to the upper half of a float
-    int8,  // weights as bytes with a scale for each output, inputs as 7 bits with one for each column
+    int8,  // weights as bytes with a scale for each output, inputs as 7 bits with one for each
+           // column; sampler.h has the definition
 };
 
 // A matrix packed for one code path and precision (see pack). Outputs lie in panels of `panel`, the
@@ -30,8 +31,8 @@ struct Matrix {
     std::size_t inputs = 0;
     std::size_t outputs = 0;  // padded to whole vectors
     const void* weights = nullptr;
-    const float* scales = nullptr;       // int8: [outputs], of a weight
-    const std::int32_t* sums = nullptr;  // int8: [outputs], of an output's weights
+    const float* scales = nullptr;  // int8: [outputs], what a step of the output's weights is worth
+    const float* sums = nullptr;    // int8: [outputs], the sum of the output's weights as bytes
 };
 
 struct Kernels {
@@ -45,14 +46,14 @@ struct Kernels {
                                 float* out, std::size_t out_stride, std::size_t columns,
                                 void* scratch);
     Accumulate accumulate[3];
-    // z[i] = tanh(h[i]) * sigmoid(h[width + i])
+    // z[i] = tanh(h[i]) * sigmoid(h[width + i]), NaN where either h is not finite
     void (*gate)(std::size_t width, const float* h, float* z);
     // out[i] += x[i]
     void (*add)(std::size_t width, const float* x, float* out);
     // out[i] = base[i] + fraction * slope[i]
     void (*interpolate)(std::size_t width, const float* base, const float* slope, float fraction,
                         float* out);
-    // x[i] = max(x[i], 0)
+    // x[i] = max(x[i], 0), NaN where x[i] is not finite
     void (*rectify)(std::size_t width, float* x);
     // The code drawn from softmax(logits / temperature), or -1 when a logit is not finite. Uses
     // logits (levels, padded to whole vectors) as scratch.
@@ -63,10 +64,13 @@ extern const Kernels kernels_generic;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512vnni;
 #endif
 
 // The named kernels if this processor can run them, else nullptr; a null name asks for the best.
 const Kernels* find_kernels(const char* name);
+
+constexpr std::size_t kGroup = 4;  // inputs whose weights lie together as bytes
 
 // Columns that int8 turns into bytes at once, and the room that they need.
 constexpr std::size_t kByteColumns = 16;

@@ -9,8 +9,8 @@
 #include "kernels.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
-                             apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
@@ -19,12 +19,14 @@
 #define VCONV_VECTOR 16
 #define VCONV_COLUMNS 6  // 24 of 32 registers
 #define VCONV_KEEP(vector) asm("" : "+v"(vector))
-#define VCONV_BYTE_COLUMNS 4
-#define VCONV_DOT(sum, x, w)                                                                     \
-    (sum) + (Integers)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)(x), (__m512i)(w)),        \
+#define VCONV_REDUCED_COLUMNS 4
+#define VCONV_DOT(sum, x, w)                                                              \
+    (sum) + (Integers)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)(x), (__m512i)(w)), \
                                         _mm512_set1_epi16(1))
-#define VCONV_NARROW(integers, bytes)                                                            \
-    _mm_storeu_si128((__m128i*)(bytes), _mm512_cvtepi32_epi8((__m512i)(integers)))
+// Masked, because GCC 12 warns of the undefined operand inside the plain form.
+#define VCONV_NARROW(integers, bytes)              \
+    _mm_storeu_si128((__m128i*)(void*)(bytes),    \
+                     _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)(integers)))
 #include "kernels_impl.h"
 
 #if defined(__clang__)

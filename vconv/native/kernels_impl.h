@@ -1,12 +1,14 @@
 // The kernels, written once in the vector extensions of GCC and Clang. Included by one source file
 // per instruction set, which first sets
-//   VCONV_NAME      the code path's name, also the namespace that keeps the copies apart
-//   VCONV_VECTOR    floats in a vector
-//   VCONV_COLUMNS   columns that share a weight load; 4 vectors of sums for each must fit the
-//                   registers
-//   VCONV_KEEP(v)   keeps the vector v in a register
-//   VCONV_DOT(s, x, w)   s + the sums of 4 products: Integers s; x and w Integers made of bytes, of
-//                   which x has none over 127
+//   VCONV_NAME             the code path's name, also the namespace that keeps the copies apart
+//   VCONV_VECTOR           floats in a vector
+//   VCONV_COLUMNS          columns that share a weight load; 4 vectors of sums for each must fit
+//                          the registers
+//   VCONV_REDUCED_COLUMNS  the same for weights of 16 and 8 bits, which take registers to unpack
+//   VCONV_KEEP(v)          keeps the vector v in a register
+//   VCONV_DOT(s, x, w)     s + the sums of 4 products: Integers s; x and w are Integers made of
+//                          bytes, x of 0 to 127 and w of -127 to 127
+//   VCONV_NARROW(v, p)     writes Integers v of 0 to 127 to p as bytes
 // Standard headers are included by that file before it selects the instruction set: an inline
 // function of theirs compiled here could otherwise be the copy that a lesser processor is given.
 
@@ -21,6 +23,7 @@ constexpr std::size_t kColumns = VCONV_COLUMNS;
 
 typedef float Vector __attribute__((vector_size(kVector * sizeof(float))));
 typedef std::int32_t Integers __attribute__((vector_size(kVector * sizeof(float))));
+typedef std::uint32_t Bits __attribute__((vector_size(kVector * sizeof(float))));
 
 #define VCONV_INLINE static inline __attribute__((always_inline))
 
@@ -40,6 +43,18 @@ VCONV_INLINE Vector splat(float x) { return x - Vector{}; }  // x - 0 is x, fold
 // a * b + c, fused where the instruction set can. Written only here, so that no expression leaves
 // the compiler a choice of which product to fuse.
 VCONV_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
+
+// A comparison with NaN is false, so clamp leaves NaN as it is: it must reach the check in draw.
+VCONV_INLINE Vector clamp(Vector x, float low, float high) {
+    x = x < splat(low) ? splat(low) : x;
+    return x > splat(high) ? splat(high) : x;
+}
+
+// y where x is finite, else NaN. Where a function with a limit would hide an overflow before it,
+// this hands it on to the check in draw.
+VCONV_INLINE Vector unless_infinite(Vector x, Vector y) {
+    return multiply_add(x, splat(0.0f), y);
+}
 
 // ---- matrix products ----------------------------------------------------------------------------
 
@@ -146,282 +161,7 @@ void accumulate_fp32(const Matrix& matrix, const float* in, std::size_t in_strid
     }
 }
 
-// ---- products with weights of 16 bits -----------------------------------------------------------
-
-VCONV_INLINE Integers load_integers(const void* p) {
-    Integers v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-
-VCONV_INLINE Vector as_floats(Integers bits) {
-    Vector v;
-    std::memcpy(&v, &bits, sizeof v);
-    return v;
-}
-
-// PAIRS pairs of vectors of outputs for COLUMNS columns. A number's upper half is a float: a pair
-// comes apart by a shift and a mask.
-template <std::size_t PAIRS, std::size_t COLUMNS>
-VCONV_INLINE void accumulate_pairs(std::size_t inputs, const std::uint32_t* weights,
-                                   std::size_t weight_stride, const float* in,
-                                   std::size_t in_stride, float* out, std::size_t out_stride) {
-    Sums<2 * PAIRS, COLUMNS> sum;
-    for (std::size_t c = 0; c < COLUMNS; ++c) {
-        for (std::size_t v = 0; v < 2 * PAIRS; ++v) {
-            sum[c][v] = load(out + c * out_stride + v * kVector);
-        }
-    }
-    for (std::size_t i = 0; i < inputs; ++i) {
-        Vector x[COLUMNS];
-        for (std::size_t c = 0; c < COLUMNS; ++c) {
-            x[c] = splat(in[c * in_stride + i]);
-        }
-        for (std::size_t p = 0; p < PAIRS; ++p) {
-            Integers pair = load_integers(weights + p * kVector);
-            VCONV_KEEP(pair);  // or it is loaded for each half
-            const Vector first = as_floats(pair << 16), second = as_floats(pair & ~0xffff);
-            for (std::size_t c = 0; c < COLUMNS; ++c) {
-                sum[c][2 * p] = multiply_add(first, x[c], sum[c][2 * p]);
-                sum[c][2 * p + 1] = multiply_add(second, x[c], sum[c][2 * p + 1]);
-            }
-        }
-        weights += weight_stride;
-    }
-    for (std::size_t c = 0; c < COLUMNS; ++c) {
-        for (std::size_t v = 0; v < 2 * PAIRS; ++v) {
-            store(out + c * out_stride + v * kVector, sum[c][v]);
-        }
-    }
-}
-
-template <std::size_t PAIRS, std::size_t COLUMNS>
-VCONV_INLINE void accumulate_pair_columns(std::size_t inputs, const std::uint32_t* weights,
-                                          std::size_t weight_stride, const float* in,
-                                          std::size_t in_stride, float* out,
-                                          std::size_t out_stride, std::size_t columns) {
-    std::size_t c = 0;
-    for (; c + COLUMNS <= columns; c += COLUMNS) {
-        accumulate_pairs<PAIRS, COLUMNS>(inputs, weights, weight_stride, in + c * in_stride,
-                                         in_stride, out + c * out_stride, out_stride);
-    }
-    for (; c < columns; ++c) {
-        accumulate_pairs<PAIRS, 1>(inputs, weights, weight_stride, in + c * in_stride, in_stride,
-                                   out + c * out_stride, out_stride);
-    }
-}
-
-// A panel for one column, in a function of its own: among the other tiles GCC runs out of registers.
-__attribute__((noinline)) void accumulate_pair_panel(std::size_t inputs,
-                                                     const std::uint32_t* weights, const float* in,
-                                                     float* out) {
-    accumulate_pairs<kPanelVectors / 2, 1>(inputs, weights, kPanelVectors / 2 * kVector, in, 0, out,
-                                           0);
-}
-
-void accumulate_bf16(const Matrix& matrix, const float* in, std::size_t in_stride, float* out,
-                     std::size_t out_stride, std::size_t columns, void*) {
-    constexpr std::size_t kPair = 2 * kVector, kPanelPairs = kPanelVectors / 2;
-    constexpr std::size_t kTilePairs = kTileVectors / 2;
-    const std::size_t inputs = matrix.inputs;
-    const auto* weights = static_cast<const std::uint32_t*>(matrix.weights);
-    for (std::size_t first = 0; first < matrix.outputs; first += kPanelVectors * kVector) {
-        const std::size_t width = smaller(kPanelVectors * kVector, matrix.outputs - first);
-        const std::size_t pairs = (width + kPair - 1) / kPair, whole = width / kPair;
-        const std::size_t stride = pairs * kVector;
-        std::size_t p = 0;
-        if (columns == 1 && whole == kPanelPairs) {
-            accumulate_pair_panel(inputs, weights, in, out + first);
-            p = kPanelPairs;
-        }
-        for (; p + kTilePairs <= whole; p += kTilePairs) {
-            accumulate_pair_columns<kTilePairs, VCONV_BYTE_COLUMNS>(inputs, weights + p * kVector, stride, in,
-                                                          in_stride, out + first + p * kPair,
-                                                          out_stride, columns);
-        }
-        for (; p < whole; ++p) {
-            accumulate_pair_columns<1, VCONV_BYTE_COLUMNS>(inputs, weights + p * kVector, stride, in,
-                                                 in_stride, out + first + p * kPair, out_stride,
-                                                 columns);
-        }
-        for (std::size_t c = 0; p < pairs && c < columns; ++c) {  // half a pair: beside the outputs
-            float* at = out + c * out_stride + first + p * kPair;
-            float both[kPair] = {};
-            store(both, load(at));
-            accumulate_pairs<1, 1>(inputs, weights + p * kVector, stride, in + c * in_stride,
-                                   in_stride, both, kPair);
-            store(at, load(both));
-        }
-        weights += stride * inputs;
-    }
-}
-
-// ---- products with weights of 8 bits ------------------------------------------------------------
-
-template <std::size_t N>
-struct Count {
-    static constexpr std::size_t value = N;
-};
-
-// A comparison with NaN is false, so clamp leaves NaN as it is: it must reach the check in draw.
-VCONV_INLINE Vector clamp(Vector x, float low, float high) {
-    x = x < splat(low) ? splat(low) : x;
-    return x > splat(high) ? splat(high) : x;
-}
-
-constexpr std::size_t kGroup = 4;  // inputs that a VCONV_DOT takes
-constexpr float kMostByte = 127;   // two products of such with a weight stay below 2^15
-
-// x = scale * (byte - zero) for a column's inputs, as near as 127 steps allow; 0 is exact.
-struct Bytes {
-    float scale;
-    std::int32_t zero;
-};
-
-Bytes to_bytes(const float* in, std::size_t inputs, std::uint8_t* bytes) {
-    Vector lowest = splat(0.0f), highest = splat(0.0f), check = splat(0.0f);
-    std::size_t whole = inputs / kVector * kVector;
-    for (std::size_t i = 0; i < whole; i += kVector) {
-        const Vector v = load(in + i);
-        lowest = v < lowest ? v : lowest;
-        highest = v > highest ? v : highest;
-        check += v - v;  // 0 for a finite number, else NaN, which no comparison above would show
-    }
-    float low = 0, high = 0, bad = 0;
-    for (std::size_t i = 0; i < kVector; ++i) {
-        low = lowest[i] < low ? lowest[i] : low;
-        high = highest[i] > high ? highest[i] : high;
-        bad += check[i];
-    }
-    for (std::size_t i = whole; i < inputs; ++i) {
-        low = in[i] < low ? in[i] : low;
-        high = in[i] > high ? in[i] : high;
-        bad += in[i] - in[i];
-    }
-    const float range = high - low;
-    const float scale = range / kMostByte;
-    const bool usable = range > 1e-30f && range - range == 0.0f;
-    const float inverse = usable ? kMostByte / range : 0.0f;
-    const auto zero = usable ? static_cast<std::int32_t>(-low * inverse + 0.5f) : 0;
-    const float shift = static_cast<float>(zero) + 0.5f;
-    const Vector factor = splat(inverse), offset = splat(shift);
-    for (std::size_t i = 0; i < whole; i += kVector) {
-        const Vector place = multiply_add(load(in + i), factor, offset);
-        const Integers byte = __builtin_convertvector(clamp(place, 0.0f, kMostByte), Integers);
-        VCONV_NARROW(byte, bytes + i);
-    }
-    for (std::size_t i = whole; i < inputs; ++i) {
-        const float place = in[i] * inverse + shift;
-        const float most = place < kMostByte ? place : kMostByte;
-        bytes[i] = place > 0.0f ? static_cast<std::uint8_t>(most) : std::uint8_t{0};
-    }
-    for (std::size_t i = inputs; i % kGroup != 0; ++i) {
-        bytes[i] = 0;  // met by weights of 0
-    }
-    return {scale + bad, zero};
-}
-
-// VECTORS vectors of outputs for COLUMNS columns of bytes.
-template <std::size_t VECTORS, std::size_t COLUMNS>
-VCONV_INLINE void accumulate_bytes(std::size_t groups, const std::int8_t* weights,
-                                   std::size_t weight_stride, const std::uint8_t* bytes,
-                                   std::size_t byte_stride, const Bytes* columns,
-                                   const float* scales, const std::int32_t* sums, float* out,
-                                   std::size_t out_stride) {
-    Integers sum[COLUMNS][VECTORS] = {};
-    for (std::size_t g = 0; g < groups; ++g) {
-        Integers x[COLUMNS];
-        for (std::size_t c = 0; c < COLUMNS; ++c) {
-            std::int32_t four;
-            std::memcpy(&four, bytes + c * byte_stride + g * kGroup, sizeof four);
-            x[c] = four - Integers{};
-        }
-        for (std::size_t v = 0; v < VECTORS; ++v) {
-            const Integers weight = load_integers(weights + v * kVector * kGroup);
-            for (std::size_t c = 0; c < COLUMNS; ++c) {
-                sum[c][v] = VCONV_DOT(sum[c][v], x[c], weight);
-            }
-        }
-        weights += weight_stride;
-    }
-    for (std::size_t c = 0; c < COLUMNS; ++c) {
-        for (std::size_t v = 0; v < VECTORS; ++v) {
-            float* at = out + c * out_stride + v * kVector;
-            const Integers total =
-                sum[c][v] - load_integers(sums + v * kVector) * columns[c].zero;
-            const Vector scale = load(scales + v * kVector) * splat(columns[c].scale);
-            store(at, multiply_add(__builtin_convertvector(total, Vector), scale, load(at)));
-        }
-    }
-}
-
-template <std::size_t VECTORS>
-VCONV_INLINE void accumulate_byte_columns(std::size_t groups, const std::int8_t* weights,
-                                          std::size_t weight_stride, const std::uint8_t* bytes,
-                                          std::size_t byte_stride, const Bytes* quantised,
-                                          const float* scales, const std::int32_t* sums, float* out,
-                                          std::size_t out_stride, std::size_t columns) {
-    constexpr std::size_t kTogether = VCONV_BYTE_COLUMNS;
-    std::size_t c = 0;
-    for (; c + kTogether <= columns; c += kTogether) {
-        accumulate_bytes<VECTORS, kTogether>(groups, weights, weight_stride,
-                                             bytes + c * byte_stride, byte_stride, quantised + c,
-                                             scales, sums, out + c * out_stride, out_stride);
-    }
-    for (; c < columns; ++c) {
-        accumulate_bytes<VECTORS, 1>(groups, weights, weight_stride, bytes + c * byte_stride,
-                                     byte_stride, quantised + c, scales, sums,
-                                     out + c * out_stride, out_stride);
-    }
-}
-
-// A panel for one column, in a function of its own like accumulate_pair_panel.
-__attribute__((noinline)) void accumulate_byte_panel(std::size_t groups,
-                                                     const std::int8_t* weights,
-                                                     const std::uint8_t* bytes, Bytes column,
-                                                     const float* scales, const std::int32_t* sums,
-                                                     float* out) {
-    accumulate_bytes<kPanelVectors, 1>(groups, weights, kPanelVectors * kVector * kGroup, bytes, 0,
-                                       &column, scales, sums, out, 0);
-}
-
-void accumulate_int8(const Matrix& matrix, const float* in, std::size_t in_stride, float* out,
-                     std::size_t out_stride, std::size_t columns, void* scratch) {
-    constexpr std::size_t kTile = kTileVectors * kVector;
-    auto* bytes = static_cast<std::uint8_t*>(scratch);
-    const std::size_t groups = (matrix.inputs + kGroup - 1) / kGroup, stride = groups * kGroup;
-    for (std::size_t begin = 0; begin < columns; begin += kByteColumns) {
-        const std::size_t count = smaller(kByteColumns, columns - begin);
-        Bytes quantised[kByteColumns];
-        for (std::size_t c = 0; c < count; ++c) {
-            quantised[c] =
-                to_bytes(in + (begin + c) * in_stride, matrix.inputs, bytes + c * stride);
-        }
-        const auto* weights = static_cast<const std::int8_t*>(matrix.weights);
-        for (std::size_t first = 0; first < matrix.outputs; first += kPanelVectors * kVector) {
-            const std::size_t width = smaller(kPanelVectors * kVector, matrix.outputs - first);
-            const auto tile = [&](auto vectors, std::size_t o) __attribute__((always_inline)) {
-                accumulate_byte_columns<vectors.value>(
-                    groups, weights + o * kGroup, width * kGroup, bytes, stride, quantised,
-                    matrix.scales + first + o, matrix.sums + first + o,
-                    out + begin * out_stride + first + o, out_stride, count);
-            };
-            std::size_t o = 0;
-            if (count == 1 && width == kPanelVectors * kVector) {
-                accumulate_byte_panel(groups, weights, bytes, quantised[0], matrix.scales + first,
-                                      matrix.sums + first, out + begin * out_stride + first);
-                o = width;
-            }
-            for (; o + kTile <= width; o += kTile) {
-                tile(Count<kTileVectors>{}, o);
-            }
-            for (; o < width; o += kVector) {
-                tile(Count<1>{}, o);
-            }
-            weights += width * stride;
-        }
-    }
-}
+#include "kernels_reduced.h"
 
 // ---- elementwise --------------------------------------------------------------------------------
 
@@ -440,7 +180,7 @@ VCONV_INLINE Vector exponential(Vector x, float log2e_factor) {
     p = multiply_add(p, f, splat(2.4022242e-1f));
     p = multiply_add(p, f, splat(6.93147e-1f));
     p = multiply_add(p, f, splat(1.0f));
-    Integers n, bits;  // multiplying by 2^n is adding n to the exponent
+    Bits n, bits;  // multiplying by 2^n is adding n to the exponent
     std::memcpy(&n, &shifted, sizeof n);
     std::memcpy(&bits, &p, sizeof bits);
     bits += n << 23;
@@ -455,9 +195,11 @@ constexpr float kLog2E = 1.44269504f;
 void gate(std::size_t width, const float* h, float* z) {
     const Vector one = splat(1.0f);
     for (std::size_t i = 0; i < width; i += kVector) {
-        const Vector a = exponential(clamp(load(h + i), -10.0f, 10.0f), 2.0f * kLog2E);
-        const Vector b = exponential(clamp(load(h + width + i), -40.0f, 40.0f), -kLog2E);
-        store(z + i, (a - one) / ((a + one) * (b + one)));
+        const Vector filter = load(h + i), opening = load(h + width + i);
+        const Vector a = exponential(clamp(filter, -10.0f, 10.0f), 2.0f * kLog2E);
+        const Vector b = exponential(clamp(opening, -40.0f, 40.0f), -kLog2E);
+        const Vector gated = (a - one) / ((a + one) * (b + one));
+        store(z + i, unless_infinite(filter, unless_infinite(opening, gated)));
     }
 }
 
@@ -479,7 +221,7 @@ void rectify(std::size_t width, float* x) {
     const Vector zero = splat(0.0f);
     for (std::size_t i = 0; i < width; i += kVector) {
         const Vector v = load(x + i);
-        store(x + i, v < zero ? zero : v);
+        store(x + i, unless_infinite(v, v < zero ? zero : v));
     }
 }
 

@@ -19,6 +19,7 @@ namespace {
 constexpr std::uint32_t kMaxChannels = 1u << 13, kMaxLevels = 1u << 15, kMaxLayers = 20;
 constexpr std::uint32_t kMaxBlocks = 64, kMaxKernel = 16;
 constexpr std::size_t kMaxLanes = 1u << 10;
+constexpr std::size_t kMaxSamples = std::size_t{1} << 32;  // of a call
 
 // A state: this header, the previous codes [lanes], padded to 8 bytes, the contexts.
 struct Header {
@@ -114,19 +115,22 @@ const char* vconv_sampler_best_cpu(void) { return vconv::find_kernels(nullptr)->
 
 vconv_status vconv_sampler_create(const vconv_wavenet_shape* shape,
                                   const vconv_wavenet_weights* weights, const char* cpu,
-                                  vconv_precision precision, vconv_sampler** sampler,
-                                  char* message, size_t message_capacity) {
+                                  int precision, vconv_sampler** sampler, char* message,
+                                  size_t message_capacity) {
     const auto fail = [=](vconv_status status, const std::string& text) {
         if (message != nullptr && message_capacity > 0) {
             std::snprintf(message, message_capacity, "%s", text.c_str());
         }
         return status;
     };
-    if (sampler == nullptr || precision < VCONV_FP32 || precision > VCONV_INT8) {
+    if (sampler == nullptr) {
         return VCONV_BAD_ARGUMENT;
     }
     *sampler = nullptr;
     try {
+        if (precision < VCONV_FP32 || precision > VCONV_INT8) {
+            return fail(VCONV_BAD_ARGUMENT, "the precision is not a known one");
+        }
         if (shape == nullptr || weights == nullptr || !possible(*shape)) {
             return fail(VCONV_BAD_SHAPE, "the WaveNet's shape is not a possible one");
         }
@@ -161,7 +165,7 @@ uint64_t vconv_sampler_multiply_adds(const vconv_sampler* sampler) {
 }
 
 size_t vconv_sampler_state_size(const vconv_sampler* sampler, size_t lanes) {
-    if (lanes == 0 || lanes > kMaxLanes) {
+    if (sampler == nullptr || lanes == 0 || lanes > kMaxLanes) {
         return 0;
     }
     return sizeof(Header) + codes_bytes(lanes) + sampler->net.context_floats(lanes) * sizeof(float);
@@ -186,22 +190,17 @@ vconv_status vconv_sampler_run(const vconv_sampler* sampler, void* state, size_t
                                float temperature, const int16_t* forced_codes, int16_t* codes,
                                float* logits) {
     const std::size_t bytes = vconv_sampler_state_size(sampler, lanes);
-    const vconv_wavenet_shape& shape = sampler->net.shape();
-    if (bytes == 0 || n_samples % shape.hop != 0 || conditioning == nullptr) {
+    if (bytes == 0 || n_samples > kMaxSamples || conditioning == nullptr) {
         return VCONV_BAD_ARGUMENT;
     }
-    if (forced_codes == nullptr) {
-        const bool usable = temperature >= 0.0f && std::isfinite(temperature);  // false for NaN
-        if (!usable || (uniforms == nullptr && temperature > 0.0f)) {
-            return VCONV_BAD_ARGUMENT;
-        }
-    } else {
-        for (std::size_t i = 0; i < lanes * n_samples; ++i) {
-            if (forced_codes[i] < 0 ||
-                static_cast<std::uint32_t>(forced_codes[i]) >= shape.levels) {
-                return VCONV_BAD_ARGUMENT;
-            }
-        }
+    const vconv_wavenet_shape& shape = sampler->net.shape();
+    if (n_samples % shape.hop != 0) {
+        return VCONV_BAD_ARGUMENT;
+    }
+    const bool usable = temperature >= 0.0f && std::isfinite(temperature);  // false for NaN
+    const bool draws = forced_codes == nullptr && temperature != 0.0f;
+    if (forced_codes == nullptr && (!usable || (draws && uniforms == nullptr))) {
+        return VCONV_BAD_ARGUMENT;
     }
     if (state == nullptr || reinterpret_cast<std::uintptr_t>(state) % alignof(Header) != 0) {
         return VCONV_BAD_STATE;
@@ -214,6 +213,17 @@ vconv_status vconv_sampler_run(const vconv_sampler* sampler, void* state, size_t
         if (view.previous[lane] < 0 ||
             static_cast<std::uint32_t>(view.previous[lane]) >= shape.levels) {
             return VCONV_BAD_STATE;
+        }
+    }
+    // Only now: the lanes are those of the state, as far as these arrays go.
+    for (std::size_t i = 0; i < lanes * n_samples; ++i) {
+        if (forced_codes != nullptr &&
+            (forced_codes[i] < 0 ||
+             static_cast<std::uint32_t>(forced_codes[i]) >= shape.levels)) {
+            return VCONV_BAD_ARGUMENT;
+        }
+        if (draws && !(uniforms[i] >= 0.0f && uniforms[i] <= 1.0f)) {  // true for NaN
+            return VCONV_BAD_ARGUMENT;
         }
     }
     try {

@@ -21,8 +21,8 @@
  *
  * Nothing is global: a sampler is constant after its creation and may serve any number of threads,
  * each with a state of its own. No function throws; those that can fail return a vconv_status.
- * For one machine code path the same inputs give the same bits, however a stream is cut into calls
- * and however many lanes share a call.
+ * For one machine code path and precision the same inputs give the same bits, however a stream is
+ * cut into calls and however many lanes share a call.
  */
 #ifndef VCONV_NATIVE_SAMPLER_H
 #define VCONV_NATIVE_SAMPLER_H
@@ -49,9 +49,10 @@ typedef enum vconv_status {
     VCONV_BAD_WEIGHTS = 2,  /* a weight is NaN or infinite; the message names the tensor */
     VCONV_BAD_CPU = 3,      /* the code path asked for is unknown or not for this processor */
     VCONV_BAD_STATE = 4,    /* not a state of this sampler for this many lanes */
-    VCONV_BAD_ARGUMENT = 5, /* samples not whole frames, temperature < 0 or NaN, code >= Q .. */
+    VCONV_BAD_ARGUMENT = 5, /* samples not whole frames, temperature < 0 or NaN, code >= Q, uniform
+                               outside [0, 1], unknown precision, a required pointer NULL .. */
     VCONV_OUT_OF_MEMORY = 6,
-    /* the logits became NaN or infinite, or channels of the conditioning are; the state is lost */
+    /* a number became or was NaN or infinite on the way to the logits; the state is lost */
     VCONV_NOT_FINITE = 7
 } vconv_status;
 
@@ -59,8 +60,12 @@ typedef enum vconv_status {
 typedef enum vconv_precision {
     VCONV_FP32 = 0,
     VCONV_BF16 = 1, /* weights rounded to bfloat16 */
-    VCONV_INT8 = 2  /* weights to 8 bits, with a scale for each output; their inputs to 7 bits, with
-                       a scale and a zero for each vector, found as it comes */
+    /* A matrix's weights to 8 bits, w = a_o * W with a_o = max |w_o| / 127 for output o and W to
+     * nearest, ties to even, or all 0 where a_o is below the least normal number. Its inputs to 7
+     * bits: with lo and hi the least and the largest of 0 and the vector's numbers, n = 127 /
+     * (hi - lo), zero = floor(-lo n + 1/2), X = floor(x n + zero + 1/2) within 0 .. 127; zeros
+     * where hi - lo < 1e-36. The product is a_o * (hi - lo) / 127 * sum of W (X - zero). */
+    VCONV_INT8 = 2
 } vconv_precision;
 
 typedef struct vconv_wavenet_shape {
@@ -94,12 +99,13 @@ VCONV_API uint32_t vconv_sampler_version(void);
 VCONV_API const char* vconv_sampler_best_cpu(void);
 
 /* Packs the weights for the best code path of this processor, or for the named one ("generic",
- * "avx2", "avx512"; NULL: the best). On failure *sampler is NULL and message, when its capacity is
- * not 0, holds a short text without a final full stop. */
+ * "avx2", "avx512", "avx512vnni"; NULL: the best); precision is a vconv_precision. On failure
+ * *sampler is NULL and message, when its capacity is not 0, holds a short text without a final full
+ * stop. */
 VCONV_API vconv_status vconv_sampler_create(const vconv_wavenet_shape* shape,
                                             const vconv_wavenet_weights* weights, const char* cpu,
-                                            vconv_precision precision, vconv_sampler** sampler,
-                                            char* message, size_t message_capacity);
+                                            int precision, vconv_sampler** sampler, char* message,
+                                            size_t message_capacity);
 
 VCONV_API void vconv_sampler_destroy(vconv_sampler* sampler);
 
@@ -126,8 +132,9 @@ VCONV_API vconv_status vconv_sampler_state_init(const vconv_sampler* sampler, vo
  *   forced_codes  [B, T] codes taken instead of drawn ones, or NULL
  *   codes         [B, T] the codes taken, or NULL
  *   logits        [B, T, Q], logits[t] predicts code t, or NULL; forced and NULL skips their cost
- * The state advances in place. After VCONV_NOT_FINITE it must be initialised again; every other
- * failure leaves it as it was. */
+ * What is not finite is noticed where logits are made; without them it stays in the state until
+ * they are. The state advances in place. After VCONV_NOT_FINITE it must be initialised again; every
+ * other failure leaves it as it was. */
 VCONV_API vconv_status vconv_sampler_run(const vconv_sampler* sampler, void* state, size_t lanes,
                                          size_t n_samples, const float* conditioning,
                                          const float* uniforms, float temperature,

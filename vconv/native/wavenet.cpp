@@ -318,8 +318,7 @@ void WaveNet::project(const Layer& layer, const Place& place, std::size_t count,
             std::copy_n(layer.condition_bias, width, place.past + column * width);
         }
     }
-    accumulate(layer.condition, work.channels, channels(), place.past, width,
-                        count * lanes, work);
+    accumulate(layer.condition, work.channels, channels(), place.past, width, count * lanes, work);
 }
 
 // h of the block's samples as far as the past decides it: conditioning and all taps but the last.
@@ -337,7 +336,7 @@ void WaveNet::prepare_past(const Layer& layer, const Place& place, const Workspa
         for (std::size_t done = 0; done < count;) {
             const std::size_t span = std::min(count - done, slots - slot);  // to the ring's end
             accumulate(layer.taps[j], place.context + slot * lanes * residual_, residual_,
-                                place.past + done * lanes * width, width, span * lanes, work);
+                       place.past + done * lanes * width, width, span * lanes, work);
             done += span;
             slot = 0;
         }
