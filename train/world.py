@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from vconv.errors import SetupError
 
@@ -144,7 +146,17 @@ def join(device: torch.device, *, exact: bool) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     world = World(expected_rank(), expected_size(), exact)
     with _company(world):
-        distributed.init_process_group(backend, timeout=_PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+        # torchrun keeps its store when it starts a failed group again, with the addresses of the
+        # processes that are gone.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        distributed.init_process_group(
+            backend,
+            store=PrefixStore(f"attempt-{attempt}", store),
+            rank=rank,
+            world_size=size,
+            timeout=_PATIENCE,
+        )
     try:
         yield world
     finally:

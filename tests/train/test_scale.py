@@ -269,6 +269,23 @@ def test_ranks_of_torchrun_do_not_outlive_it(configure):
 
 
 @slow
+def test_torchrun_starts_a_group_that_failed_again_and_it_goes_on(configure):
+    configure(steps=12, elastic_exact=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = subprocess.Popen(
+        [*torchrun, "--max-restarts", "1", "-m", "vconv.train", "config.yaml"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_steps("test", 3, launcher)
+    os.kill(children(launcher.pid)[-1], signal.SIGKILL)
+    assert "resuming runs/test at step" in finish(launcher)
+    assert runs.train_command(Path("config.yaml"), run="whole") == 0
+    assert outcome("test") == outcome("whole")
+
+
+@slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_takes_the_others_with_it(configure, rank):
     configure(steps=100_000, validate_every=100_000)
