@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+import tiny_training
 from networks import CONFIG as MODEL
 from tiny_model import MEMBERS, varied
 from vconv.config import Config
 from vconv.errors import InputError
 from vconv.train import checkpoint as checkpoints
-from vconv.train.batches import Batch, Excerpts, Noise, TrainingBatches, held_out
+from vconv.train.batches import Batch, held_out
 from vconv.train.corpus import Corpus
 from vconv.train.loop import fit, start_bottleneck, train_step
 from vconv.train.noise import normals
@@ -43,18 +44,8 @@ def make_config(corpus: Path, member: str = "vq", *, data=None, **train: object)
 
 
 def parts(config: Config):
-    corpus = Corpus.open(config.data.corpus)
-    state = build_state(config, corpus, CPU)
-    excerpts = Excerpts(corpus, config.model.audio, state.model.geometry, config.data.window)
-    batches = TrainingBatches(
-        excerpts,
-        batch=config.train.batch,
-        seed=config.train.seed,
-        noise=Noise.of(config),
-        buffer_mb=None,
-        buffer_fraction=1.0,
-    )
-    return state, excerpts, batches
+    state, batches = tiny_training.parts(config)
+    return state, batches.excerpts, batches
 
 
 def same(a: dict, b: dict) -> bool:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+import tiny_training
 from networks import CONFIG as MODEL
 from networks import network as random_network
 from tiny_model import MEMBERS, varied
 from vconv.audio import decoder_codes
 from vconv.config import Config
 from vconv.train.activity import Activity
-from vconv.train.batches import Excerpts, HeldOut, Noise, TrainingBatches, held_out
+from vconv.train.batches import Excerpts, HeldOut, Noise, held_out
 from vconv.train.corpus import Corpus
 from vconv.train.findings import judge
 from vconv.train.health import Updates, Watch
@@ -22,7 +23,7 @@ from vconv.train.loop import fit
 from vconv.train.metrics import Diary, read_metrics
 from vconv.train.plot import read_columns
 from vconv.train.samples import Clip, convert
-from vconv.train.state import build_state, refresh_norms
+from vconv.train.state import refresh_norms
 from vconv.train.validate import accuracy, validate
 from voices import prepared
 
@@ -48,20 +49,10 @@ def make_config(corpus: Path | str, member: str = "vq", **train: object) -> Conf
 
 
 def parts(config: Config, windows: int = 6):
-    corpus = Corpus.open(config.data.corpus)
-    state = build_state(config, corpus, CPU)
-    excerpts = Excerpts(corpus, config.model.audio, state.model.geometry, config.data.window)
-    batches = TrainingBatches(
-        excerpts,
-        batch=config.train.batch,
-        seed=config.train.seed,
-        noise=Noise.of(config),
-        buffer_mb=None,
-        buffer_fraction=1.0,
-    )
-    heldout = held_out(excerpts, windows, config.train.batch)
+    state, batches = tiny_training.parts(config)
+    heldout = held_out(batches.excerpts, windows, config.train.batch)
     assert heldout is not None
-    return state, excerpts, batches, heldout
+    return state, batches.excerpts, batches, heldout
 
 
 # -- validation ------------------------------------------------------------------------------------
