@@ -321,31 +321,6 @@ def bundled() -> tuple[dict[str, NativeEngine], Floats, Floats]:
     return engines, conditioning.astype(np.float32), uniforms
 
 
-def test_draws_of_a_trained_model_are_those_of_eager_logits() -> None:
-    """16,000 draws of the sampler, against those that the logits of another engine would give under
-    the same history."""
-    pytest.importorskip("torch")
-    from vconv.engines import create_engine
-
-    engines, conditioning, uniforms = bundled()
-    native = engines["fp32"]
-    bundle = Bundle.find("demo")
-    eager = create_engine(
-        "torchscript", bundle.weights("decoder.wavenet."), **bundle.engine_options()
-    )
-    codes, _ = native.generate(conditioning, uniforms, 1.0, native.initial_state(1))
-    logits, _ = eager.score(conditioning, codes, eager.initial_state(1))
-    wide = logits[0].astype(np.float64)
-    p = np.exp(wide - wide.max(axis=1, keepdims=True))
-    cumulative = np.cumsum(p / p.sum(axis=1, keepdims=True), axis=1)
-    u = uniforms[0].astype(np.float64)
-    expected = (cumulative <= u[:, None]).sum(axis=1)
-    near = np.abs(cumulative - u[:, None]).min(axis=1) < 1e-4
-    assert near.mean() < 0.05
-    assert len(np.unique(codes)) > 20
-    np.testing.assert_array_equal(codes[0][~near], expected[~near])
-
-
 @pytest.mark.parametrize(("precision", "rms", "most"), [("bf16", 0.03, 0.5), ("int8", 0.2, 3.0)])
 def test_reduced_logits_of_a_trained_model_stay_near(
     precision: str, rms: float, most: float

@@ -302,9 +302,17 @@ void multiply(const vconv::Kernels& kernels, vconv::Precision precision, std::si
         y = static_cast<float>(random.below(100));
     }
     const std::vector<float> before = out;
-    std::vector<unsigned char> scratch(vconv::scratch_bytes(inputs));
-    kernels.accumulate[static_cast<int>(precision)](matrix, in.data(), inputs, out.data(), outputs,
-                                                    columns, scratch.data());
+    std::vector<float> prepared = in;
+    std::size_t stride = inputs;
+    if (precision == vconv::Precision::int8) {
+        stride = vconv::quantised_floats(inputs);
+        prepared.resize(columns * stride);
+        for (std::size_t c = 0; c < columns; ++c) {
+            kernels.quantise(inputs, &in[c * inputs], &prepared[c * stride]);
+        }
+    }
+    kernels.accumulate[static_cast<int>(precision)](matrix, prepared.data(), stride, out.data(),
+                                                    outputs, columns);
     for (std::size_t c = 0; c < columns; ++c) {
         for (std::size_t o = 0; o < outputs; ++o) {
             double truth = before[c * outputs + o];

@@ -32,10 +32,7 @@ const Kernels* find_kernels(const char* name) {
 
 namespace {
 
-constexpr std::size_t kLine = 16;   // floats in a cache line
 constexpr float kMostWeight = 127;  // of a byte; -128 is left out
-
-std::size_t round_up(std::size_t n, std::size_t step) { return (n + step - 1) / step * step; }
 
 // Rounded to nearest, ties to even; what would become infinite stays the largest finite number.
 std::uint16_t to_bf16(float value) {
@@ -116,21 +113,19 @@ std::size_t weight_floats(const Kernels& kernels, Precision precision, std::size
                           std::size_t inputs) {
     switch (precision) {
         case Precision::bf16:
-            return round_up(round_up(outputs, 2 * kernels.vector) * inputs / 2, kLine);
+            return round_up(round_up(outputs, 2 * kernels.vector) * inputs / 2, kCacheLine);
         case Precision::int8:
-            return round_up(outputs * round_up(inputs, kGroup) / sizeof(float), kLine);
+            return round_up(outputs * round_up(inputs, kGroup) / sizeof(float), kCacheLine);
         default:
-            return round_up(outputs * inputs, kLine);
+            return round_up(outputs * inputs, kCacheLine);
     }
 }
 
 }  // namespace
 
-std::size_t scratch_bytes(std::size_t inputs) { return kByteColumns * round_up(inputs, 64); }
-
 std::size_t packed_floats(const Kernels& kernels, Precision precision, std::size_t outputs,
                           std::size_t inputs) {
-    const std::size_t of_outputs = precision == Precision::int8 ? 2 * round_up(outputs, kLine) : 0;
+    const std::size_t of_outputs = precision == Precision::int8 ? 2 * round_up(outputs, kCacheLine) : 0;
     return weight_floats(kernels, precision, outputs, inputs) + of_outputs;
 }
 
@@ -144,7 +139,7 @@ Matrix pack(const Kernels& kernels, Precision precision, std::size_t outputs, st
                   reinterpret_cast<std::uint32_t*>(packed));
     } else {
         float* scales = packed + weight_floats(kernels, precision, outputs, inputs);
-        float* sums = scales + round_up(outputs, kLine);
+        float* sums = scales + round_up(outputs, kCacheLine);
         pack_int8(kernels.panel, outputs, inputs, dense, reinterpret_cast<std::int8_t*>(packed),
                   scales, sums);
         matrix.scales = scales;

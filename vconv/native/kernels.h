@@ -14,6 +14,12 @@
 
 namespace vconv {
 
+constexpr std::size_t kCacheLine = 16;  // floats
+
+constexpr std::size_t round_up(std::size_t n, std::size_t step) {
+    return (n + step - 1) / step * step;
+}
+
 // How weights are kept. Sums, states and everything between matrices are float.
 enum class Precision {
     fp32,
@@ -41,11 +47,12 @@ struct Kernels {
     std::size_t panel;   // outputs in a panel
 
     // out[c] += matrix @ in[c] for every column c; columns lie in_stride and out_stride floats
-    // apart. One function for each precision; scratch holds scratch_bytes(inputs) for int8.
+    // apart. One function for each precision; for int8 the columns of `in` are quantised.
     using Accumulate = void (*)(const Matrix& matrix, const float* in, std::size_t in_stride,
-                                float* out, std::size_t out_stride, std::size_t columns,
-                                void* scratch);
+                                float* out, std::size_t out_stride, std::size_t columns);
     Accumulate accumulate[3];
+    // A column of inputs as int8 multiplies it, in quantised_floats(inputs).
+    void (*quantise)(std::size_t inputs, const float* in, float* column);
     // z[i] = tanh(h[i]) * sigmoid(h[width + i]), NaN where either h is not finite
     void (*gate)(std::size_t width, const float* h, float* z);
     // out[i] += x[i]
@@ -72,9 +79,12 @@ const Kernels* find_kernels(const char* name);
 
 constexpr std::size_t kGroup = 4;  // inputs whose weights lie together as bytes
 
-// Columns that int8 turns into bytes at once, and the room that they need.
-constexpr std::size_t kByteColumns = 16;
-std::size_t scratch_bytes(std::size_t inputs);
+// A quantised column: what a step of its bytes is worth, the byte that stands for 0, the bytes in
+// whole groups. All zeros stand for zeros.
+constexpr std::size_t kQuantisedHead = 2;  // floats
+constexpr std::size_t quantised_floats(std::size_t inputs) {
+    return kQuantisedHead + round_up(inputs, kGroup) / sizeof(float);
+}
 
 // The floats that a packed matrix takes, and packing dense [outputs, inputs] (outputs a multiple of
 // kernels.vector) into them, from a cache line's boundary.

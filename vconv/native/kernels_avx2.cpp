@@ -22,13 +22,15 @@
 #define VCONV_DOT(sum, x, w)                                                              \
     (sum) + (Integers)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)(x), (__m256i)(w)), \
                                         _mm256_set1_epi16(1))
-#define VCONV_NARROW(integers, bytes)                                                       \
-    {                                                                                       \
-        const __m256i words = _mm256_packs_epi32((__m256i)(integers), (__m256i)(integers)); \
-        const __m256i eight = _mm256_packus_epi16(words, words);                            \
-        const int low = _mm256_extract_epi32(eight, 0), high = _mm256_extract_epi32(eight, 4); \
-        std::memcpy(bytes, &low, 4);                                                        \
-        std::memcpy((bytes) + 4, &high, 4);                                                 \
+// The packs work in halves of a register; the last step brings the fours into order.
+#define VCONV_NARROW(v, bytes)                                                                   \
+    {                                                                                            \
+        const __m256i low = _mm256_packs_epi32((__m256i)(v)[0], (__m256i)(v)[1]);                \
+        const __m256i high = _mm256_packs_epi32((__m256i)(v)[2], (__m256i)(v)[3]);               \
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);                         \
+        const __m256i fours = _mm256_packus_epi16(low, high);                                    \
+        _mm256_storeu_si256((__m256i*)(void*)(bytes),                                            \
+                            _mm256_permutevar8x32_epi32(fours, order));                          \
     }
 #include "kernels_impl.h"
 

@@ -55,9 +55,9 @@
 
 #endif
 
-#define VCONV_NARROW(integers, bytes)                                \
-    for (std::size_t each = 0; each < kVector; ++each) {             \
-        (bytes)[each] = static_cast<std::uint8_t>((integers)[each]); \
+#define VCONV_NARROW(v, bytes)                                                          \
+    for (std::size_t each = 0; each < kTileVectors * kVector; ++each) {                 \
+        (bytes)[each] = static_cast<std::uint8_t>((v)[each / kVector][each % kVector]); \
     }
 #include "kernels_impl.h"
 

@@ -8,7 +8,8 @@
 //   VCONV_KEEP(v)          keeps the vector v in a register
 //   VCONV_DOT(s, x, w)     s + the sums of 4 products: Integers s; x and w are Integers made of
 //                          bytes, x of 0 to 127 and w of -127 to 127
-//   VCONV_NARROW(v, p)     writes Integers v of 0 to 127 to p as bytes
+//   VCONV_NARROW(v, p)     writes the Integers v[0] .. v[kTileVectors - 1], of 0 to 127, to p as
+//                          bytes
 // Standard headers are included by that file before it selects the instruction set: an inline
 // function of theirs compiled here could otherwise be the copy that a lesser processor is given.
 
@@ -132,7 +133,7 @@ VCONV_INLINE void accumulate_columns(std::size_t inputs, const float* weights,
 }
 
 void accumulate_fp32(const Matrix& matrix, const float* in, std::size_t in_stride, float* out,
-                     std::size_t out_stride, std::size_t columns, void*) {
+                     std::size_t out_stride, std::size_t columns) {
     constexpr std::size_t kTile = kTileVectors * kVector;
     const std::size_t inputs = matrix.inputs;
     const float* weights = static_cast<const float*>(matrix.weights);
@@ -305,6 +306,7 @@ constexpr Kernels kKernels = {
     kVector,
     kPanelVectors * kVector,
     {accumulate_fp32, accumulate_bf16, accumulate_int8},
+    quantise,
     gate,
     add,
     interpolate,

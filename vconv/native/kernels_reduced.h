@@ -77,7 +77,7 @@ __attribute__((noinline)) void accumulate_pair_panel(std::size_t inputs,
 }
 
 void accumulate_bf16(const Matrix& matrix, const float* in, std::size_t in_stride, float* out,
-                     std::size_t out_stride, std::size_t columns, void*) {
+                     std::size_t out_stride, std::size_t columns) {
     constexpr std::size_t kPair = 2 * kVector, kPanelPairs = kPanelVectors / 2;
     constexpr std::size_t kTilePairs = kTileVectors / 2;
     const std::size_t inputs = matrix.inputs;
@@ -114,18 +114,6 @@ void accumulate_bf16(const Matrix& matrix, const float* in, std::size_t in_strid
 
 // ---- weights of 8 bits --------------------------------------------------------------------------
 
-template <std::size_t N>
-struct Count {
-    static constexpr std::size_t value = N;
-};
-
-// x = scale * (byte - zero) for a column's inputs, as near as 127 steps allow; 0 is exact. Both are
-// NaN where an input is not finite or the inputs' range is not.
-struct Bytes {
-    float scale;
-    float zero;
-};
-
 constexpr float kMostByte = 127;    // two products of such with a weight stay below 2^15
 constexpr float kLeastRange = 1e-36f;  // below it 127 / range is infinite: inputs count as zeros
 
@@ -155,10 +143,26 @@ VCONV_INLINE Range reduce(Vector lowest, Vector highest, Vector check) {
     return range;
 }
 
-// byte = the integer part of x / range * 127 + zero + 1/2, zero = that of -low / range * 127 + 1/2.
-VCONV_INLINE Bytes to_bytes(const float* in, std::size_t inputs, std::uint8_t* bytes) {
-    const Vector none = splat(0.0f);
-    Vector lowest = none, highest = none, check = none;
+// A tile of inputs as bytes: the integer part of x * factor + offset, within 0 .. 127.
+VCONV_INLINE void narrow(const float* in, Vector factor, Vector offset, Vector none, Vector most,
+                         std::uint8_t* bytes) {
+    Integers places[kTileVectors];
+    for (std::size_t v = 0; v < kTileVectors; ++v) {
+        Vector place = multiply_add(load(in + v * kVector), factor, offset);
+        place = place > none ? place : none;  // NaN, which has no integer part, becomes 0
+        place = place < most ? place : most;
+        places[v] = __builtin_convertvector(place, Integers);
+    }
+    VCONV_NARROW(places, bytes);
+}
+
+// x = scale * (byte - zero), as near as 127 steps allow; 0 is exact. Scale and zero are NaN where an
+// input is not finite or the inputs' range is not. byte = the integer part of x / range * 127 +
+// zero + 1/2, zero = that of -low / range * 127 + 1/2.
+void quantise(std::size_t inputs, const float* in, float* column) {
+    constexpr std::size_t kTile = kTileVectors * kVector;
+    auto* bytes = reinterpret_cast<std::uint8_t*>(column + kQuantisedHead);
+    Vector lowest = splat(0.0f), highest = lowest, check = lowest;
     const std::size_t whole = inputs / kVector * kVector;
     for (std::size_t i = 0; i < whole; i += kVector) {
         const Vector v = load(in + i);
@@ -177,40 +181,40 @@ VCONV_INLINE Bytes to_bytes(const float* in, std::size_t inputs, std::uint8_t* b
     const float inverse = usable ? kMostByte / range : 0.0f;
     const auto zero = static_cast<float>(
         usable ? static_cast<std::int32_t>(found.low * -inverse + 0.5f) : 0);
-    const float shift = zero + 0.5f;
-    const Vector factor = splat(inverse), offset = splat(shift), most = splat(kMostByte);
-    for (std::size_t i = 0; i < whole; i += kVector) {
-        Vector place = multiply_add(load(in + i), factor, offset);
-        place = place > none ? place : none;  // NaN, which has no integer part, becomes 0
-        place = place < most ? place : most;
-        const Integers byte = __builtin_convertvector(place, Integers);
-        VCONV_NARROW(byte, bytes + i);
-    }
-    for (std::size_t i = whole; i < inputs; ++i) {
-        float place = in[i] * inverse + shift;
-        place = place > 0.0f ? place : 0.0f;
-        bytes[i] = static_cast<std::uint8_t>(place < kMostByte ? place : kMostByte);
-    }
-    for (std::size_t i = inputs; i % kGroup != 0; ++i) {
-        bytes[i] = 0;  // met by weights of 0
-    }
     const float spoiled = found.check + (range - range);  // 0, or NaN
-    return {range * (1.0f / kMostByte) + spoiled, zero};
+    column[0] = range * (1.0f / kMostByte) + spoiled;
+    column[1] = zero;
+
+    const Vector factor = splat(inverse), offset = splat(zero + 0.5f);
+    Vector none = splat(0.0f), most = splat(kMostByte);
+    VCONV_KEEP(none);  // of known constants the compiler makes more than a minimum and a maximum
+    VCONV_KEEP(most);
+    std::size_t i = 0;
+    for (; i + kTile <= inputs; i += kTile) {
+        narrow(in + i, factor, offset, none, most, bytes + i);
+    }
+    if (i < inputs) {
+        float rest[kTile] = {};
+        std::uint8_t narrowed[kTile];
+        std::memcpy(rest, in + i, (inputs - i) * sizeof(float));
+        narrow(rest, factor, offset, none, most, narrowed);
+        // Beyond the inputs are weights of 0.
+        std::memcpy(bytes + i, narrowed, (inputs - i + kGroup - 1) / kGroup * kGroup);
+    }
 }
 
-// VECTORS vectors of outputs for COLUMNS columns of bytes.
+// VECTORS vectors of outputs for COLUMNS quantised columns.
 template <std::size_t VECTORS, std::size_t COLUMNS>
 VCONV_INLINE void accumulate_bytes(std::size_t groups, const std::int8_t* weights,
-                                   std::size_t weight_stride, const std::uint8_t* bytes,
-                                   std::size_t byte_stride, const Bytes* columns,
-                                   const float* scales, const float* sums, float* out,
-                                   std::size_t out_stride) {
+                                   std::size_t weight_stride, const float* in,
+                                   std::size_t in_stride, const float* scales, const float* sums,
+                                   float* out, std::size_t out_stride) {
     Integers sum[COLUMNS][VECTORS] = {};
     for (std::size_t g = 0; g < groups; ++g) {
         Integers x[COLUMNS];
         for (std::size_t c = 0; c < COLUMNS; ++c) {
             std::int32_t four;
-            std::memcpy(&four, bytes + c * byte_stride + g * kGroup, sizeof four);
+            std::memcpy(&four, in + c * in_stride + kQuantisedHead + g, sizeof four);
             x[c] = four - Integers{};
         }
         for (std::size_t v = 0; v < VECTORS; ++v) {
@@ -222,7 +226,7 @@ VCONV_INLINE void accumulate_bytes(std::size_t groups, const std::int8_t* weight
         weights += weight_stride;
     }
     for (std::size_t c = 0; c < COLUMNS; ++c) {
-        const Vector zero = splat(-columns[c].zero), step = splat(columns[c].scale);
+        const Vector step = splat(in[c * in_stride]), zero = splat(-in[c * in_stride + 1]);
         for (std::size_t v = 0; v < VECTORS; ++v) {
             float* at = out + c * out_stride + v * kVector;
             // The bytes' products less the zero's: whole numbers, exact below 2^24, which 1040
@@ -236,69 +240,54 @@ VCONV_INLINE void accumulate_bytes(std::size_t groups, const std::int8_t* weight
 
 template <std::size_t VECTORS>
 VCONV_INLINE void accumulate_byte_columns(std::size_t groups, const std::int8_t* weights,
-                                          std::size_t weight_stride, const std::uint8_t* bytes,
-                                          std::size_t byte_stride, const Bytes* quantised,
-                                          const float* scales, const float* sums, float* out,
-                                          std::size_t out_stride, std::size_t columns) {
+                                          std::size_t weight_stride, const float* in,
+                                          std::size_t in_stride, const float* scales,
+                                          const float* sums, float* out, std::size_t out_stride,
+                                          std::size_t columns) {
     constexpr std::size_t kTogether = VCONV_REDUCED_COLUMNS;
     std::size_t c = 0;
     for (; c + kTogether <= columns; c += kTogether) {
-        accumulate_bytes<VECTORS, kTogether>(groups, weights, weight_stride,
-                                             bytes + c * byte_stride, byte_stride, quantised + c,
-                                             scales, sums, out + c * out_stride, out_stride);
+        accumulate_bytes<VECTORS, kTogether>(groups, weights, weight_stride, in + c * in_stride,
+                                             in_stride, scales, sums, out + c * out_stride,
+                                             out_stride);
     }
     for (; c < columns; ++c) {
-        accumulate_bytes<VECTORS, 1>(groups, weights, weight_stride, bytes + c * byte_stride,
-                                     byte_stride, quantised + c, scales, sums,
-                                     out + c * out_stride, out_stride);
+        accumulate_bytes<VECTORS, 1>(groups, weights, weight_stride, in + c * in_stride, in_stride,
+                                     scales, sums, out + c * out_stride, out_stride);
     }
 }
 
 // A panel for one column, in a function of its own like accumulate_pair_panel.
 __attribute__((noinline)) void accumulate_byte_panel(std::size_t groups,
-                                                     const std::int8_t* weights,
-                                                     const std::uint8_t* bytes, Bytes column,
+                                                     const std::int8_t* weights, const float* in,
                                                      const float* scales, const float* sums,
                                                      float* out) {
-    accumulate_bytes<kPanelVectors, 1>(groups, weights, kPanelVectors * kVector * kGroup, bytes, 0,
-                                       &column, scales, sums, out, 0);
+    accumulate_bytes<kPanelVectors, 1>(groups, weights, kPanelVectors * kVector * kGroup, in, 0,
+                                       scales, sums, out, 0);
 }
 
 void accumulate_int8(const Matrix& matrix, const float* in, std::size_t in_stride, float* out,
-                     std::size_t out_stride, std::size_t columns, void* scratch) {
+                     std::size_t out_stride, std::size_t columns) {
     constexpr std::size_t kTile = kTileVectors * kVector;
-    auto* bytes = static_cast<std::uint8_t*>(scratch);
-    const std::size_t groups = (matrix.inputs + kGroup - 1) / kGroup, stride = groups * kGroup;
-    for (std::size_t begin = 0; begin < columns; begin += kByteColumns) {
-        const std::size_t count = smaller(kByteColumns, columns - begin);
-        Bytes quantised[kByteColumns];
-        for (std::size_t c = 0; c < count; ++c) {
-            quantised[c] =
-                to_bytes(in + (begin + c) * in_stride, matrix.inputs, bytes + c * stride);
+    const std::size_t groups = (matrix.inputs + kGroup - 1) / kGroup;
+    const auto* weights = static_cast<const std::int8_t*>(matrix.weights);
+    for (std::size_t first = 0; first < matrix.outputs; first += kPanelVectors * kVector) {
+        const std::size_t width = smaller(kPanelVectors * kVector, matrix.outputs - first);
+        const float *scales = matrix.scales + first, *sums = matrix.sums + first;
+        std::size_t o = 0;
+        if (columns == 1 && width == kPanelVectors * kVector) {
+            accumulate_byte_panel(groups, weights, in, scales, sums, out + first);
+            o = width;
         }
-        const auto* weights = static_cast<const std::int8_t*>(matrix.weights);
-        for (std::size_t first = 0; first < matrix.outputs; first += kPanelVectors * kVector) {
-            const std::size_t width = smaller(kPanelVectors * kVector, matrix.outputs - first);
-            const auto tile = [&](auto vectors, std::size_t o) __attribute__((always_inline)) {
-                accumulate_byte_columns<vectors.value>(
-                    groups, weights + o * kGroup, width * kGroup, bytes, stride, quantised,
-                    matrix.scales + first + o, matrix.sums + first + o,
-                    out + begin * out_stride + first + o, out_stride, count);
-            };
-            std::size_t o = 0;
-            if (count == 1 && width == kPanelVectors * kVector) {
-                accumulate_byte_panel(groups, weights, bytes, quantised[0], matrix.scales + first,
-                                      matrix.sums + first, out + begin * out_stride + first);
-                o = width;
-            }
-            for (; o + kTile <= width; o += kTile) {
-                tile(Count<kTileVectors>{}, o);
-            }
-            for (; o < width; o += kVector) {
-                tile(Count<1>{}, o);
-            }
-            weights += width * stride;
+        for (; o + kTile <= width; o += kTile) {
+            accumulate_byte_columns<kTileVectors>(groups, weights + o * kGroup, width * kGroup, in,
+                                                  in_stride, scales + o, sums + o, out + first + o,
+                                                  out_stride, columns);
         }
+        for (; o < width; o += kVector) {
+            accumulate_byte_columns<1>(groups, weights + o * kGroup, width * kGroup, in, in_stride,
+                                       scales + o, sums + o, out + first + o, out_stride, columns);
+        }
+        weights += width * groups * kGroup;
     }
 }
-

@@ -9,30 +9,9 @@ namespace vconv {
 
 namespace {
 
-constexpr std::size_t kCacheLine = 16;  // floats
-
 // Taps of the past are multiplied for this many columns (samples of all lanes) at once where the
 // dilation allows, so that one pass over their weights serves them all.
 constexpr std::size_t kPastColumns = 16;
-
-std::size_t round_up(std::size_t n, std::size_t step) { return (n + step - 1) / step * step; }
-
-// A dense matrix with padded rows, to be filled from tensors and then packed.
-struct Dense {
-    std::size_t outputs, inputs;
-    std::vector<float> values;
-
-    Dense(std::size_t outputs, std::size_t inputs)
-        : outputs(outputs), inputs(inputs), values(outputs * inputs, 0.0f) {}
-
-    // Rows of `inputs` floats that lie `stride` apart in a tensor.
-    void place(std::size_t first_output, std::size_t count, const float* tensor,
-               std::size_t stride) {
-        for (std::size_t o = 0; o < count; ++o) {
-            std::copy_n(tensor + o * stride, inputs, &values[(first_output + o) * inputs]);
-        }
-    }
-};
 
 bool finite(const float* values, std::size_t count) {
     float sum = 0.0f;  // x - x is 0 for a finite x, else NaN
@@ -44,121 +23,15 @@ bool finite(const float* values, std::size_t count) {
 
 }  // namespace
 
-Floats::Floats(std::size_t count) : memory_(new float[count + kCacheLine]()), data_(memory_.get()) {
-    const auto misplaced = reinterpret_cast<std::uintptr_t>(data_) % (kCacheLine * sizeof(float));
-    if (misplaced != 0) {
-        data_ += kCacheLine - misplaced / sizeof(float);
-    }
-}
-
-// ---- weights ------------------------------------------------------------------------------------
-
-WaveNet::WaveNet(const vconv_wavenet_shape& shape, const vconv_wavenet_weights& weights,
-                 const Kernels& kernels, Precision precision)
-    : shape_(shape),
-      kernels_(kernels),
-      precision_(precision),
-      residual_(round_up(shape.residual, kernels.vector)),
-      gate_(round_up(shape.gate, kernels.vector)),
-      skip_(round_up(shape.skip, kernels.vector)),
-      levels_(round_up(shape.levels, kernels.vector)),
-      // In the order in which a step reads it, so that it streams.
-      weights_([&] {
-          const auto packed = [&](std::size_t outputs, std::size_t inputs) {
-              return packed_floats(kernels, precision, outputs, inputs);
-          };
-          const std::size_t layers = std::size_t{shape.blocks} * shape.layers;
-          const std::size_t condition =
-              projects() ? packed(2 * gate_, shape.conditioning) + 2 * gate_ : 0;
-          const std::size_t layer = condition +
-                                    shape.kernel_size * packed(2 * gate_, shape.residual) +
-                                    packed(residual_ + skip_, shape.gate) + residual_;
-          return shape.levels * residual_ + layers * layer + packed(skip_, shape.skip) +
-                 packed(levels_, shape.skip) + 2 * skip_ + levels_ +
-                 kCacheLine * ((shape.kernel_size + 4) * layers + 8);
-      }()) {
-    float* next = weights_.data();
-    const auto take = [&next](std::size_t count) {
-        float* taken = next;
-        next += round_up(count, kCacheLine);
-        return taken;
-    };
-    const auto vector = [&take](std::size_t padded, const float* tensor, std::size_t count) {
-        return static_cast<float*>(std::memcpy(take(padded), tensor, count * sizeof(float)));
-    };
-    const auto matrix = [&](const Dense& dense) {
-        float* packed = take(packed_floats(kernels, precision, dense.outputs, dense.inputs));
-        return pack(kernels, precision, dense.outputs, dense.inputs, dense.values.data(), packed);
-    };
-    const std::size_t residual = shape.residual, gate = shape.gate, skip = shape.skip;
-    const std::size_t taps = shape.kernel_size;
-
-    embedding_ = take(shape.levels * residual_);
-    for (std::size_t code = 0; code < shape.levels; ++code) {
-        std::copy_n(weights.embedding + code * residual, residual, embedding_ + code * residual_);
-    }
-    layers_.resize(std::size_t{shape.blocks} * shape.layers);
-    for (std::size_t l = 0; l < layers_.size(); ++l) {
-        Layer& layer = layers_[l];
-        layer.dilation = std::size_t{1} << (l % shape.layers);
-        if (projects()) {
-            const std::size_t channels = shape.conditioning;
-            Dense dense(2 * gate_, channels);
-            dense.place(0, gate, weights.condition_weight[l], channels);
-            dense.place(gate_, gate, weights.condition_weight[l] + gate * channels, channels);
-            layer.condition = matrix(dense);
-            float* bias = take(2 * gate_);
-            std::copy_n(weights.condition_bias[l], gate, bias);
-            std::copy_n(weights.condition_bias[l] + gate, gate, bias + gate_);
-            layer.condition_bias = bias;
-        }
-        for (std::size_t j = 0; j < taps; ++j) {
-            const float* tap = weights.dilated[l] + j * residual;
-            Dense dense(2 * gate_, residual);
-            dense.place(0, gate, tap, taps * residual);
-            dense.place(gate_, gate, tap + gate * taps * residual, taps * residual);
-            layer.taps.push_back(matrix(dense));
-        }
-        const float* skip_weight = weights.skip_weight + l * gate;
-        if (l + 1 < layers_.size()) {
-            Dense dense(residual_ + skip_, gate);
-            dense.place(0, residual, weights.residual_weight[l], gate);
-            dense.place(residual_, skip, skip_weight, layers_.size() * gate);
-            layer.output = matrix(dense);
-            layer.residual_bias = vector(residual_, weights.residual_bias[l], residual);
-        } else {
-            Dense dense(skip_, gate);
-            dense.place(0, skip, skip_weight, layers_.size() * gate);
-            layer.output = matrix(dense);
-        }
-    }
-    skip_bias_ = vector(skip_, weights.skip_bias, skip);
-    Dense hidden(skip_, skip);
-    hidden.place(0, skip, weights.hidden_weight, skip);
-    hidden_ = matrix(hidden);
-    hidden_bias_ = vector(skip_, weights.hidden_bias, skip);
-    Dense logits(levels_, skip);
-    logits.place(0, shape.levels, weights.logits_weight, skip);
-    logits_ = matrix(logits);
-    logits_bias_ = vector(levels_, weights.logits_bias, shape.levels);
-}
-
-std::uint64_t WaveNet::multiply_adds() const {
-    const std::uint64_t R = shape_.residual, G = shape_.gate, S = shape_.skip, L = layers_.size();
-    const std::uint64_t C = projects() ? shape_.conditioning : 0;
-    return L * 2 * G * (R * shape_.kernel_size + C) + (L - 1) * R * G + L * S * G + S * S +
-           S * shape_.levels;
-}
-
 // ---- state --------------------------------------------------------------------------------------
 
-// Each layer's context is a ring of its latest inputs, [slot, lane, R'].
+// Each layer's context is a ring of its latest inputs, [slot, lane, R'] or quantised.
 std::size_t WaveNet::context_floats(std::size_t lanes) const {
     std::size_t slots = 0;
     for (const Layer& layer : layers_) {
         slots += layer.reach();
     }
-    return slots * lanes * residual_;
+    return slots * lanes * column_;
 }
 
 // Where a layer stands in a run.
@@ -185,7 +58,7 @@ struct WaveNet::Workspace {
     float* channels;  // [sample of a block, lane, C] with hop 1
     float* base;      // else [lane, layer, 2G'] conditioning at the start of the frame
     float* slope;     // and its change until the next
-    float* scratch;   // the kernels'
+    float* columns;   // room for quantised inputs
 
     Workspace(const WaveNet& net, const Job& job, std::uint64_t position, float* contexts)
         : job(job),
@@ -193,11 +66,12 @@ struct WaveNet::Workspace {
           segment(net.projects() ? job.samples : net.shape_.hop),
           memory([&] {
               std::size_t width = net.residual_ + 2 * net.skip_ + net.gate_ + net.levels_ +
-                                  longest_block() * net.channels();
+                                  longest_block() * (net.channels() + net.quantised(net.channels())) +
+                              net.quantised(std::max(net.gate_, net.skip_));
               for (const Layer& layer : net.layers_) {
                   width += (block_of(layer) + (net.projects() ? 0 : 2)) * 2 * net.gate_;
               }
-              return lanes * width + net.scratch_floats() + (net.layers_.size() + 8) * kCacheLine;
+              return lanes * width + (net.layers_.size() + 8) * kCacheLine;
           }()) {
         float* next = memory.data();
         const auto take = [&next](std::size_t count) {
@@ -213,13 +87,14 @@ struct WaveNet::Workspace {
         base = take(frame);
         slope = take(frame);
         channels = take(lanes * longest_block() * net.channels());
-        scratch = take(net.scratch_floats());
+        columns = take(lanes * std::max(longest_block() * net.quantised(net.channels()),
+                                        net.quantised(std::max(net.gate_, net.skip_))));
         for (const Layer& layer : net.layers_) {
             const std::size_t block = block_of(layer);
             places.push_back({contexts, position % layer.reach(),
                               take(block * lanes * 2 * net.gate_), block,
                               places.size() * 2 * net.gate_});
-            contexts += layer.reach() * lanes * net.residual_;
+            contexts += layer.reach() * lanes * net.column_;
         }
     }
 
@@ -265,15 +140,32 @@ bool WaveNet::run(const Job& job, std::uint64_t& position, std::int32_t* previou
     return true;
 }
 
-std::size_t WaveNet::scratch_floats() const {
-    const std::size_t inputs = std::max({residual_, gate_, skip_, channels()});
-    return precision_ == Precision::int8 ? scratch_bytes(inputs) / sizeof(float) : 0;
+// A column as a product takes it.
+void WaveNet::keep(std::size_t inputs, const float* in, float* column) const {
+    if (precision_ == Precision::int8) {
+        kernels_.quantise(inputs, in, column);
+    } else {
+        std::copy_n(in, inputs, column);
+    }
 }
 
-void WaveNet::accumulate(const Matrix& matrix, const float* in, std::size_t in_stride, float* out,
-                         std::size_t out_stride, std::size_t columns, const Workspace& work) const {
-    kernels_.accumulate[static_cast<int>(precision_)](matrix, in, in_stride, out, out_stride,
-                                                      columns, work.scratch);
+// Columns as a product takes them: where they are, or quantised in `room`.
+WaveNet::Columns WaveNet::prepared(std::size_t inputs, const float* in, std::size_t stride,
+                                   std::size_t count, float* room) const {
+    if (precision_ != Precision::int8) {
+        return {in, stride};
+    }
+    const std::size_t width = quantised_floats(inputs);
+    for (std::size_t c = 0; c < count; ++c) {
+        kernels_.quantise(inputs, in + c * stride, room + c * width);
+    }
+    return {room, width};
+}
+
+void WaveNet::accumulate(const Matrix& matrix, Columns in, std::size_t count, float* out,
+                         std::size_t out_stride) const {
+    kernels_.accumulate[static_cast<int>(precision_)](matrix, in.first, in.stride, out, out_stride,
+                                                      count);
 }
 
 void WaveNet::enter_frame(std::size_t frame, Workspace& work) const {
@@ -318,7 +210,9 @@ void WaveNet::project(const Layer& layer, const Place& place, std::size_t count,
             std::copy_n(layer.condition_bias, width, place.past + column * width);
         }
     }
-    accumulate(layer.condition, work.channels, channels(), place.past, width, count * lanes, work);
+    const Columns columns =
+        prepared(channels(), work.channels, channels(), count * lanes, work.columns);
+    accumulate(layer.condition, columns, count * lanes, place.past, width);
 }
 
 // h of the block's samples as far as the past decides it: conditioning and all taps but the last.
@@ -335,8 +229,8 @@ void WaveNet::prepare_past(const Layer& layer, const Place& place, const Workspa
         std::size_t slot = (place.slot + j * layer.dilation) % slots;
         for (std::size_t done = 0; done < count;) {
             const std::size_t span = std::min(count - done, slots - slot);  // to the ring's end
-            accumulate(layer.taps[j], place.context + slot * lanes * residual_, residual_,
-                       place.past + done * lanes * width, width, span * lanes, work);
+            accumulate(layer.taps[j], {place.context + slot * lanes * column_, column_},
+                       span * lanes, place.past + done * lanes * width, width);
             done += span;
             slot = 0;
         }
@@ -348,25 +242,26 @@ void WaveNet::layer_step(const Layer& layer, Place& place, Workspace& work) cons
     if (work.sample % place.block == 0) {
         prepare_past(layer, place, work);
     }
+    float* present = place.context + place.slot * lanes * column_;
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+        keep(shape_.residual, work.stream + lane * stride, present + lane * column_);
+    }
     float* h = place.past + work.sample % place.block * lanes * width;
-    accumulate(layer.taps.back(), work.stream, stride, h, width, lanes, work);
+    accumulate(layer.taps.back(), {present, column_}, lanes, h, width);
     for (std::size_t lane = 0; lane < lanes; ++lane) {
         kernels_.gate(gate_, h + lane * width, work.z + lane * gate_);
     }
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-        std::copy_n(work.stream + lane * stride, residual_,
-                    place.context + (place.slot * lanes + lane) * residual_);
-    }
+    const Columns z = prepared(shape_.gate, work.z, gate_, lanes, work.columns);
     place.slot = place.slot + 1 == layer.reach() ? 0 : place.slot + 1;
 
     if (layer.residual_bias == nullptr) {  // the last layer: skip only
-        accumulate(layer.output, work.z, gate_, work.stream + residual_, stride, lanes, work);
+        accumulate(layer.output, z, lanes, work.stream + residual_, stride);
         return;
     }
     for (std::size_t lane = 0; lane < lanes; ++lane) {
         kernels_.add(residual_, layer.residual_bias, work.stream + lane * stride);
     }
-    accumulate(layer.output, work.z, gate_, work.stream, stride, lanes, work);
+    accumulate(layer.output, z, lanes, work.stream, stride);
 }
 
 void WaveNet::output_step(Workspace& work) const {
@@ -377,9 +272,11 @@ void WaveNet::output_step(Workspace& work) const {
         std::copy_n(hidden_bias_, skip_, work.hidden + lane * skip_);
         std::copy_n(logits_bias_, levels_, work.logits + lane * levels_);
     }
-    accumulate(hidden_, skip, stride, work.hidden, skip_, work.lanes, work);
+    accumulate(hidden_, prepared(shape_.skip, skip, stride, work.lanes, work.columns), work.lanes,
+               work.hidden, skip_);
     kernels_.rectify(work.lanes * skip_, work.hidden);
-    accumulate(logits_, work.hidden, skip_, work.logits, levels_, work.lanes, work);
+    accumulate(logits_, prepared(shape_.skip, work.hidden, skip_, work.lanes, work.columns),
+               work.lanes, work.logits, levels_);
 }
 
 // Hands out the logits, and takes the forced code or draws one. False: a logit is not finite.

@@ -64,13 +64,24 @@ class WaveNet {
     struct Workspace;
     struct Place;
 
+    // Inputs of a product, as the precision has them.
+    struct Columns {
+        const float* first;
+        std::size_t stride;  // floats
+    };
+
     // With hop 1 the conditioning comes as channels.
     bool projects() const { return shape_.hop == 1; }
     std::size_t channels() const { return projects() ? shape_.conditioning : 0; }
 
-    std::size_t scratch_floats() const;
-    void accumulate(const Matrix& matrix, const float* in, std::size_t in_stride, float* out,
-                    std::size_t out_stride, std::size_t columns, const Workspace& work) const;
+    std::size_t quantised(std::size_t inputs) const {
+        return precision_ == Precision::int8 ? quantised_floats(inputs) : 0;
+    }
+    void keep(std::size_t inputs, const float* in, float* column) const;
+    Columns prepared(std::size_t inputs, const float* in, std::size_t stride, std::size_t count,
+                     float* room) const;
+    void accumulate(const Matrix& matrix, Columns in, std::size_t count, float* out,
+                    std::size_t out_stride) const;
     void enter_frame(std::size_t frame, Workspace& work) const;
     void interpolate(const Place& place, std::size_t count, const Workspace& work) const;
     void project(const Layer& layer, const Place& place, std::size_t count,
@@ -84,6 +95,7 @@ class WaveNet {
     const Kernels& kernels_;
     Precision precision_;
     std::size_t residual_, gate_, skip_, levels_;  // widths padded to whole vectors
+    std::size_t column_;                           // floats of a layer's input in a context
     Floats weights_;                               // everything below points into it
     float* embedding_ = nullptr;                   // [levels, residual_]
     std::vector<Layer> layers_;
