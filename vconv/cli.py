@@ -7,7 +7,6 @@ no torch; the exit codes are those of ``errors`` (0 done, 1 some inputs failed, 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,9 +15,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from .cli_training import JsonOption, export, plot, prepare, train
-from .errors import ModelError, SetupError, VconvError
-from .interruption import Interruption
+from .cli_convert import convert
+from .cli_shared import JsonOption, ModelOption, interruption, report_error
+from .cli_training import export, plot, prepare, train
+from .errors import ModelError
 from .messages import emit, log_on_stderr, say
 
 app = typer.Typer(
@@ -28,13 +28,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Voice conversion: say something in any voice, hear it in a chosen speaker's.",
 )
-# The base of typer's own usage errors, whichever click it is built on.
-_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
-_interruption = Interruption()
-
-ModelOption = Annotated[
-    str, typer.Option("-m", "--model", help="A bundled model's name, or a bundle's folder.")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -52,111 +45,6 @@ def _root(
     elif context.invoked_subcommand is None:
         say(context.get_help())
         raise typer.Exit(2)
-
-
-@app.command(no_args_is_help=False)
-def convert(
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Recordings, folders, or - for stdin.")
-    ],
-    speaker: Annotated[
-        str,
-        typer.Option("-s", "--speaker", help="Name, index, index:N, or a mixture a:0.7,b:0.3."),
-    ],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="A file for one input, a folder for several, - for stdout; by default "
-            "<stem>.<speaker>.wav beside the input.",
-        ),
-    ] = None,
-    model: ModelOption = "demo",
-    device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda[:N].")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, native or torchscript.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="auto, fp32, bf16 or int8: how the native engine keeps weights.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
-    temperature: Annotated[
-        float, typer.Option(help="Of the draws: 1 as trained, 0 the likeliest.")
-    ] = 1.0,
-    pitch: Annotated[
-        float,
-        typer.Option(
-            metavar="SEMITONES", help="Speak higher, or lower; of a model trained with pitch."
-        ),
-    ] = 0.0,
-    lanes: Annotated[
-        str,
-        typer.Option(help="auto or a number: pieces of a recording that are generated together."),
-    ] = "auto",
-    recursive: Annotated[
-        bool, typer.Option("-r", "--recursive", help="Look into sub-folders.")
-    ] = False,
-    format_name: Annotated[
-        str | None, typer.Option("-f", "--format", help="wav, flac, ogg or mp3.")
-    ] = None,
-    sample_rate: Annotated[
-        int | None, typer.Option(help="The output's rate in Hz; by default the model's.")
-    ] = None,
-    level: Annotated[
-        str, typer.Option(help="keep, match (the input's loudness) or peak (-1 dB).")
-    ] = "keep",
-    channel: Annotated[
-        int | None, typer.Option(help="Take this channel (from 0); by default the mean.")
-    ] = None,
-    allow_truncated: Annotated[
-        bool, typer.Option("--allow-truncated", help="Convert what is there of a cut file.")
-    ] = False,
-    max_duration: Annotated[
-        float | None, typer.Option(help="Refuse recordings longer than so many seconds.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace outputs that exist.")
-    ] = False,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Pass over outputs that exist.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a file on stdout.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors and warnings.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
-) -> int:
-    """Say recordings in a speaker's voice."""
-    from .convert_command import Options, convert_all
-
-    return convert_all(
-        inputs,
-        output,
-        Options(
-            model=model,
-            device=device,
-            engine=engine,
-            precision=precision,
-            speaker=speaker,
-            seed=seed,
-            temperature=temperature,
-            pitch=pitch,
-            lanes=lanes,
-            level=level,
-            format_name=format_name,
-            sample_rate=sample_rate,
-            channel=channel,
-            allow_truncated=allow_truncated,
-            max_duration=max_duration,
-            recursive=recursive,
-            overwrite=overwrite,
-            skip_existing=skip_existing,
-            as_json=as_json,
-            quiet=quiet,
-            verbose=verbose,
-        ),
-        report_error,
-        _interruption,
-    )
 
 
 @app.command()
@@ -239,6 +127,7 @@ def bench(
     return 0
 
 
+app.command(no_args_is_help=False)(convert)
 for _verb in (prepare, train, plot, export):
     app.command()(_verb)
 
@@ -250,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in options
     arguments = [a for a in options if a != "--debug"] + arguments[len(options) :]
     # `train` has handlers of its own while it runs.
-    _interruption.install()
+    interruption.install()
     sys.exit(_run(arguments, debug))
 
 
@@ -262,25 +151,3 @@ def _run(arguments: list[str], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         return report_error(error)
-
-
-def report_error(error: Exception) -> int:
-    """Print an error as one line on stderr; returns the exit code that it asks for."""
-    code = 1
-    if isinstance(error, VconvError):
-        text, code = str(error), error.exit_code
-    elif isinstance(error, _CommandLineError):
-        text, code = error.format_message(), 2  # type: ignore[attr-defined]
-    elif isinstance(error, MemoryError):
-        text, code = "there is not enough memory.", SetupError.exit_code
-    else:
-        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        text = f"this is a fault of vconv's ({what}); --debug shows where."
-    say(f"vconv: error: {_printable(text)}")
-    return code
-
-
-def _printable(text: str | os.PathLike[str]) -> str:
-    from .reading import printable
-
-    return printable(text)

@@ -14,10 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_shared import JsonOption
 from .errors import SetupError, UsageError
 from .messages import emit, log_on_stderr, say
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def prepare(

@@ -1,16 +1,15 @@
 """Converting recordings: the public face of a loaded model.
 
 A ``Converter`` holds a model and nothing of any conversion, so one may serve many threads; each
-conversion is a ``stream.Session`` of its own.
+conversion is a session of its own.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,21 +19,20 @@ import numpy as np
 from .audio import SAMPLE_RATE, resampled_length, write_atomic
 from .bundle import Bundle
 from .errors import UsageError
-from .inputs import Recording, as_samples, checked_rate, open_input
-from .lanes import Lanes, LaneSession, checked_lanes
+from .inputs import checked_rate, open_input
+from .lanes import Lanes, checked_lanes
 from .loudness import Level, Loudness, checked_level, gain, levelled
 from .manifest import Manifest
 from .model import Model
 from .pitch import checked_semitones
 from .reading import Samples, printable
-from .results import Cancelled, Conversion, Progress, Units, WrittenFile
+from .results import Conversion, Progress, Units, WrittenFile
+from .sessions import said, streamed
 from .speakers import Query, SpeakerMap
-from .stream import Chunk, ChunkEncoder, Session, Speech, Voice, chunks_of, units_of
+from .stream import Chunk, ChunkEncoder, Speech, Voice, chunks_of, units_of
 
 if TYPE_CHECKING:
     from .inputs import Input
-
-log = logging.getLogger("vconv")
 
 
 class Converter:
@@ -155,7 +153,7 @@ class Converter:
             max_seconds=max_seconds,
         ) as recording:
             heard: list[Chunk] = []
-            session, blocks = self._said(voice, recording, out_hz, lanes, progress, heard)
+            session, blocks = said(voice, recording, out_hz, lanes, progress, heard)
             audio = np.concatenate([*blocks])
         made = Loudness()
         made.add(audio)
@@ -209,7 +207,7 @@ class Converter:
             ) as recording,
             write_atomic(path, out_hz) as writer,
         ):
-            session, blocks = self._said(voice, recording, out_hz, lanes, progress)
+            session, blocks = said(voice, recording, out_hz, lanes, progress)
             for block in levelled(blocks, level, session.encoder.loudness):
                 writer.write(block)
             samples = writer.frames
@@ -236,8 +234,7 @@ class Converter:
         out_hz = self._output_rate(output_sample_rate)
         voice, _ = self._voice(speaker, seed, temperature, pitch)
         in_hz = checked_rate(sample_rate)
-        session = Session(self._model, voice, name="<stream>", in_hz=in_hz, out_hz=out_hz)
-        return _stream(session, blocks)
+        return streamed(voice, blocks, in_hz=in_hz, out_hz=out_hz)
 
     def encode(
         self,
@@ -308,40 +305,6 @@ class Converter:
         )
         return voice, self.speakers.label(mixture)
 
-    def _said(
-        self,
-        voice: Voice,
-        recording: Recording,
-        out_hz: int,
-        lanes: Lanes,
-        progress: Progress | None,
-        heard: list[Chunk] | None = None,
-    ) -> tuple[Session | LaneSession, Iterator[Samples]]:
-        """A recording's session, and all that comes out of it."""
-
-        def tell() -> None:
-            if progress is not None and progress(session.seconds, recording.seconds) is False:
-                raise Cancelled(f"{recording.name}: the conversion was cancelled.")
-
-        session: Session | LaneSession
-        name, in_hz = recording.name, recording.rate
-        if lanes == 1:
-            session = Session(
-                self._model, voice, name=name, in_hz=in_hz, out_hz=out_hz, heard=heard
-            )
-        else:
-            session = LaneSession(
-                self._model,
-                voice,
-                lanes=lanes,
-                name=name,
-                in_hz=in_hz,
-                out_hz=out_hz,
-                heard=heard,
-                tell=tell,
-            )
-        return session, _run(session, recording, tell)
-
     def _units(self, chunks: list[Chunk], samples: int) -> Units:
         found = units_of(self._model.grid, chunks, samples)
         continuous = self._model.codebook is None
@@ -379,32 +342,6 @@ def load(
     """
     bundle = Bundle.find(name_or_path)
     return Converter(bundle, Model(bundle, device=device, engine=engine, precision=precision))
-
-
-def _run(
-    session: Session | LaneSession, recording: Recording, tell: Callable[[], None]
-) -> Iterator[Samples]:
-    """The session's output for a whole recording."""
-    for block in recording.blocks:
-        yield from session.push(block)
-        tell()
-    yield from session.flush()
-    if recording.mix_cancels:
-        log.warning(
-            "%s: the channels cancel each other in their mean; choose one with channel=N "
-            "(--channel N).",
-            recording.name,
-        )
-    elif session.encoder.loudness.silent:
-        log.warning("%s: the recording is silent.", recording.name)
-
-
-def _stream(session: Session, blocks: Iterable[Any]) -> Iterator[Samples]:
-    for block in blocks:
-        for made in session.push(as_samples(block, session.encoder.pushed)):
-            if len(made):
-                yield made
-    yield from session.flush()
 
 
 def _same_file(x: str | os.PathLike[str], y: str | os.PathLike[str]) -> bool:

@@ -25,7 +25,6 @@ import numpy as np
 from .audio import SAMPLE_RATE, resampled_length
 from .engines import Codes
 from .errors import UsageError
-from .model import Model
 from .reading import Samples
 from .stream import Chunk, ChunkEncoder, Output, Sampling, Voice
 
@@ -73,7 +72,6 @@ class LaneSession:
 
     def __init__(
         self,
-        model: Model,
         voice: Voice,
         *,
         lanes: Lanes,
@@ -85,10 +83,10 @@ class LaneSession:
     ) -> None:
         """``heard``: a list to which all chunks of the recording are added; ``tell``: called
         several times a second while lanes are generated; it may raise to end that."""
-        self.encoder = ChunkEncoder(model, rate=in_hz, name=name)
+        self.encoder = ChunkEncoder(voice.model, rate=in_hz, name=name)
         self.lanes = 1
         """The most that were generated side by side."""
-        self._model = model
+        self._model = voice.model
         self._voice = voice
         self._wanted = lanes
         self._rates = (in_hz, out_hz)
@@ -98,7 +96,7 @@ class LaneSession:
         self._done = 0.0  # seconds
         most = _AUTO_LANES if lanes == "auto" else lanes
         self._round = most * min(_PIECE, _ROUND // most)
-        self._settle = -model.grid.first_chunk  # chunks: a receptive field
+        self._settle = -voice.model.grid.first_chunk  # chunks: a receptive field
         self._lead: list[Chunk] = []
         self._waiting: list[Chunk] = []  # from the next lane's first on
         self._cut = 0  # the chunk with which the next round begins, its warm-up aside

@@ -292,7 +292,6 @@ class Session:
 
     def __init__(
         self,
-        model: Model,
         voice: Voice,
         *,
         name: str,
@@ -301,7 +300,7 @@ class Session:
         heard: list[Chunk] | None = None,
     ) -> None:
         """``heard``: a list to which all chunks of the recording are added."""
-        self.encoder = ChunkEncoder(model, rate=in_hz, name=name)
+        self.encoder = ChunkEncoder(voice.model, rate=in_hz, name=name)
         self._speech = Speech(voice, out_hz)
         self._rates = (in_hz, out_hz)
         self._heard = heard

@@ -34,8 +34,8 @@ Floats = npt.NDArray[np.float32]
 HELLO = Path(__file__).parents[2] / "examples" / "hello.wav"
 SAMPLES, LANES = 16_000, 3
 MARGIN = 1e-4  # of probability
-# Distributions of float32 networks are within about 1e-6 of each other, and have up to 255 steps.
-MOST_DIFFERENT = 1e-3  # of the draws
+# Distributions of float32 networks lie within 1e-6 or so of each other: 1 of 48,000 draws differs.
+MOST_DIFFERENT = 5e-4  # of the draws
 
 # The suite has every case of native with the bundled model; what takes seconds more is slow.
 CASES = [

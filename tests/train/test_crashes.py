@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tiny_training import tiny_config
-from vconv.cli import report_error
+from vconv.cli_shared import report_error
 from vconv.config import dump_yaml, load_config
 from vconv.errors import SetupError
 from vconv.train import checkpoint as checkpoints

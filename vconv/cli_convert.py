@@ -1,0 +1,113 @@
+"""The commands that speak, mounted by ``cli``: ``convert``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .cli_shared import ModelOption, interruption, report_error
+
+
+def convert(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT", help="Recordings, folders, or - for stdin.")
+    ],
+    speaker: Annotated[
+        str,
+        typer.Option("-s", "--speaker", help="Name, index, index:N, or a mixture a:0.7,b:0.3."),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="A file for one input, a folder for several, - for stdout; by default "
+            "<stem>.<speaker>.wav beside the input.",
+        ),
+    ] = None,
+    model: ModelOption = "demo",
+    device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda[:N].")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, native or torchscript.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32, bf16 or int8: how the native engine keeps weights.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="Of the draws: 1 as trained, 0 the likeliest.")
+    ] = 1.0,
+    pitch: Annotated[
+        float,
+        typer.Option(
+            metavar="SEMITONES", help="Speak higher, or lower; of a model trained with pitch."
+        ),
+    ] = 0.0,
+    lanes: Annotated[
+        str,
+        typer.Option(help="auto or a number: pieces of a recording that are generated together."),
+    ] = "auto",
+    recursive: Annotated[
+        bool, typer.Option("-r", "--recursive", help="Look into sub-folders.")
+    ] = False,
+    format_name: Annotated[
+        str | None, typer.Option("-f", "--format", help="wav, flac, ogg or mp3.")
+    ] = None,
+    sample_rate: Annotated[
+        int | None, typer.Option(help="The output's rate in Hz; by default the model's.")
+    ] = None,
+    level: Annotated[
+        str, typer.Option(help="keep, match (the input's loudness) or peak (-1 dB).")
+    ] = "keep",
+    channel: Annotated[
+        int | None, typer.Option(help="Take this channel (from 0); by default the mean.")
+    ] = None,
+    allow_truncated: Annotated[
+        bool, typer.Option("--allow-truncated", help="Convert what is there of a cut file.")
+    ] = False,
+    max_duration: Annotated[
+        float | None, typer.Option(help="Refuse recordings longer than so many seconds.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace outputs that exist.")
+    ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Pass over outputs that exist.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a file on stdout.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors and warnings.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+) -> int:
+    """Say recordings in a speaker's voice."""
+    from .convert_command import Options, convert_all
+
+    return convert_all(
+        inputs,
+        output,
+        Options(
+            model=model,
+            device=device,
+            engine=engine,
+            precision=precision,
+            speaker=speaker,
+            seed=seed,
+            temperature=temperature,
+            pitch=pitch,
+            lanes=lanes,
+            level=level,
+            format_name=format_name,
+            sample_rate=sample_rate,
+            channel=channel,
+            allow_truncated=allow_truncated,
+            max_duration=max_duration,
+            recursive=recursive,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+            as_json=as_json,
+            quiet=quiet,
+            verbose=verbose,
+        ),
+        report_error,
+        interruption,
+    )
