@@ -1,4 +1,4 @@
-"""How fast the engines draw samples: one core, one run, a table for every network.
+"""How fast the engines draw samples: one run, a table for every network.
 
     python benchmarks/sampler.py [--preset NAME] [--bundle DIR] [--turns N] [--lanes 1,4,16,64]
 
@@ -7,7 +7,8 @@ and a number of lanes: the native engine in its precisions, TorchScript with rin
 network sample by sample, and a loop in numba where numba is installed. With transposed upsampling
 (`paper`) the engine projects the conditioning of every sample, which counts as part of its work.
 The rows of a network take turns, so that whatever else the machine does meets all of them alike; a
-figure is the median of its turns, with the quartiles, in this thread's processor time. `of peak` is
+figure is the median of its turns, with the quartiles, in the processor time of the threads that
+draw: one, but for the native rows on two cores, each of which has half of the lanes. `of peak` is
 the share of the multiply-adds (fp32) that a small probe reaches in the same run. Two floors are
 printed for one lane: multiply-adds over that peak, and the weights' bytes over the rate at which
 the core reads a buffer of their size. A TorchScript that is slower than it should be would flatter
@@ -26,13 +27,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-# First of all that loads numpy: it holds numpy's and torch's products to one thread.
-from vconv.bench import Decoder, checked_lanes, generating  # isort: skip
+# Before numpy is loaded, whose products would take all processors, and torch's too.
+os.environ |= {"OMP_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1"}
 
 import numpy as np
 import numpy.typing as npt
 
 from vconv.audio import SAMPLE_RATE
+from vconv.bench import Decoder, checked_lanes, generating
 from vconv.bundle import Bundle
 from vconv.config import DecoderConfig
 from vconv.engines.base import PRECISIONS
@@ -73,6 +75,7 @@ class Row:
     engine: str
     lanes: int
     trial: Trial
+    cores: int = 1
 
 
 def hop_of(shape: DecoderConfig) -> int:
@@ -152,9 +155,10 @@ def rows_of(shape: DecoderConfig, decoder: Decoder, lanes: tuple[int, ...]) -> l
     large = decoder.multiply_adds > 4_000_000
     samples = 128 if large else 5 * FRAME_HOP
 
-    def row(name: str, engine: object, count: int) -> Row:
+    def row(name: str, engine: object, count: int, cores: int = 1) -> Row:
         cut = samples // 2 if count > 16 and large else samples
-        return Row(name, count, generating(engine, decoder.width, count, cut))  # type: ignore[arg-type]
+        trial = generating(engine, decoder.width, count // cores, cut, cores)  # type: ignore[arg-type]
+        return Row(name, count, trial, cores)
 
     rows = []
     try:
@@ -162,6 +166,8 @@ def rows_of(shape: DecoderConfig, decoder: Decoder, lanes: tuple[int, ...]) -> l
             native = decoder.engine("native", precision)
             name = f"native {precision}"
             rows += [row(name, native, count) for count in lanes]
+            if (os.cpu_count() or 1) > 1:  # as a long file is converted: its lanes in two threads
+                rows += [row(name, native, count, cores=2) for count in lanes if count >= 16]
             code_path = getattr(native, "cpu", "")
         print(f"native's code path: {code_path}")
     except SetupError as missing:
@@ -222,14 +228,15 @@ def report(name: str, decoder: Decoder, rows: list[Row], probe: ctypes.CDLL | No
                 f"{numpys(reading(count)) / bandwidth:.0%}"
             )
     torchscript = next((row.trial.rate.median for row in rows if row.engine == "torchscript"), None)
-    print("| engine | lanes | samples/s | quartiles | x real time | of peak | x TorchScript |")
-    print("|---|---|---|---|---|---|---|")
+    columns = "engine | cores | lanes | samples/s | quartiles | x real time | of peak"
+    print(f"| {columns} | x TorchScript |")
+    print("|---" * 8 + "|")
     for row in rows:
         rate = row.trial.rate
-        share = "" if peak is None else f"{rate.median * work / peak:.0%}"
+        share = "" if peak is None else f"{rate.median * work / peak / row.cores:.0%}"
         ratio = "" if torchscript is None else f"{rate.median / torchscript:.2f}"
         print(
-            f"| {row.engine} | {row.lanes} | {rate.median:,.0f} | {rate.low:,.0f} to "
+            f"| {row.engine} | {row.cores} | {row.lanes} | {rate.median:,.0f} | {rate.low:,.0f} to "
             f"{rate.high:,.0f} | {rate.median / SAMPLE_RATE:.2f} | {share} | {ratio} |"
         )
     least = LEAST_TORCHSCRIPT * min(1.0, LEAST_FOR / work)

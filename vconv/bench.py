@@ -12,12 +12,6 @@ Legend: B lanes, T samples, F conditioning steps.
 from __future__ import annotations
 
 import os
-
-# Before numpy is loaded: its products, and torch's, would take all processors, and the figures are
-# those of a thread.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["VECLIB_MAXIMUM_THREADS"] = "1"
-
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

@@ -7,6 +7,7 @@ no torch; the exit codes are those of ``errors`` (0 done, 1 some inputs failed, 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -115,6 +116,9 @@ def bench(
     as_json: JsonOption = False,
 ) -> int:
     """Measure how fast a model is on this machine."""
+    # Before numpy is loaded: its products, and torch's, would take all processors, and the figures
+    # are those of a thread.
+    os.environ |= {"OMP_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1"}
     from .bench import bench as run_bench
     from .bench import checked_lanes, describe
 

@@ -17,18 +17,9 @@
 #endif
 
 #define VCONV_NAME avx512vnni
-#define VCONV_VECTOR 16
-#define VCONV_COLUMNS 6  // 24 of 32 registers
-#define VCONV_KEEP(vector) asm("" : "+v"(vector))
-#define VCONV_REDUCED_COLUMNS 4
 #define VCONV_DOT(sum, x, w) \
     (Integers)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(x), (__m512i)(w))
-// Masked, because GCC 12 warns of the undefined operand inside the plain form.
-#define VCONV_NARROW(v, bytes)                                                        \
-    for (std::size_t each = 0; each < kTileVectors; ++each) {                         \
-        _mm_storeu_si128((__m128i*)(void*)((bytes) + each * kVector),                 \
-                         _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)(v)[each]));     \
-    }
+#include "kernels_avx512.h"
 #include "kernels_impl.h"
 
 #if defined(__clang__)
