@@ -70,7 +70,7 @@ def test_the_commands_exist_with_their_options(document: str, words: str) -> Non
 
 def test_every_command_is_documented() -> None:
     shown = {words.split()[0] for document, words in found(r"vconv ([a-z].*)")}
-    verbs = "convert speakers info verify bench prepare train plot export"
+    verbs = "convert encode decode speakers info verify bench doctor prepare train plot export"
     for verb in verbs.split():
         assert verb in shown
 

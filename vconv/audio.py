@@ -3,6 +3,7 @@
 Everything here is numpy. The torch side uses the very tables of `MuLaw`, so codes agree exactly.
 """
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ __all__ = [
     "DCFilter",
     "MuLaw",
     "Resampler",
+    "beside_prefix",
     "decoder_codes",
     "decoder_samples",
     "deemphasise",
@@ -35,8 +37,11 @@ __all__ = [
     "printable",
     "read",
     "read_blocks",
+    "replacing",
     "resampled_length",
+    "sixteen_bits",
     "write_atomic",
+    "writing",
 ]
 
 Codes = npt.NDArray[np.uint8] | npt.NDArray[np.int16]
@@ -224,7 +229,9 @@ def read(
 class AudioWriter:
     """Writes mono blocks [T] to an open sound file, clipped to full scale."""
 
-    def __init__(self, name: str, sound: soundfile.SoundFile) -> None:
+    def __init__(self, name: str, sound: soundfile.SoundFile, path: Path) -> None:
+        """``path``: where the file is to be found when it is complete."""
+        self.path = path
         self._name = name
         self._sound = sound
         self._exact = sound.subtype == "PCM_16"
@@ -233,16 +240,17 @@ class AudioWriter:
     def write(self, block: npt.ArrayLike) -> None:
         """Append a block [T]; `UsageError` when it cannot be written."""
         x = np.asarray(block, np.float32)
-        with _writing(self._name):
-            self._sound.write(_sixteen_bits(x) if self._exact else np.clip(x, -1.0, 1.0))
+        with writing(self._name):
+            self._sound.write(sixteen_bits(x) if self._exact else np.clip(x, -1.0, 1.0))
         self.frames += len(x)
 
 
 @contextmanager
 def write_atomic(
-    path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE
+    path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE, *, in_place: bool = True
 ) -> Iterator[AudioWriter]:
-    """Write a sound file beside `path` and rename it there when the block ends without an error.
+    """Write a sound file beside `path` and rename it there when the block ends without an error;
+    unless it shall be left beside (not `in_place`), for the caller to rename.
 
     On an error the temporary file is removed and whatever was at `path` is untouched. The suffix
     names the format, one of `FORMATS`. Raises `UsageError` for another suffix, a rate the format
@@ -257,35 +265,59 @@ def write_atomic(
             f"{', '.join(FORMATS)}."
         )
     container, coding = FORMATS[suffix]
-    beside = target.with_name(f".vconv-{secrets.token_hex(8)}.{suffix}")
-    # By name, as bytes: through a Python file a full disk goes unnoticed, and a name may be
-    # undecodable.
-    where = os.fsencode(beside) if os.name == "posix" else os.fspath(beside)
-    try:
-        with _writing(name):
-            beside.open("xb").close()  # says better than libsndfile why it cannot be made
+    with replacing(target, in_place=in_place) as beside:
+        # By name, as bytes: through a Python file a full disk goes unnoticed, and a name may be
+        # undecodable.
+        where = os.fsencode(beside) if os.name == "posix" else os.fspath(beside)
+        with writing(name):
             sound = soundfile.SoundFile(where, "w", sample_rate, 1, coding, format=container)
         try:
-            yield AudioWriter(name, sound)
+            yield AudioWriter(name, sound, target if in_place else beside)
         finally:
-            with _writing(name):
+            with writing(name):
                 sound.close()
-        with _writing(name):
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, in_place: bool = True) -> Iterator[Path]:
+    """A new, empty file beside `path`, renamed there when the block ends without an error; unless
+    it shall be left beside (not `in_place`), for the caller to rename.
+
+    On an error it is removed and whatever was at `path` is untouched. Raises `UsageError` for a
+    place that cannot be written to.
+    """
+    target = Path(path)
+    name = printable(target)
+    beside = target.with_name(f"{beside_prefix(target)}{secrets.token_hex(4)}{target.suffix}")
+    try:
+        with writing(name):
+            beside.open("xb").close()  # says better than libsndfile why it cannot be made
+        yield beside
+        with writing(name):
             with beside.open("rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(beside, target)
-    finally:
+            if in_place:
+                os.replace(beside, target)
+    except BaseException:
         beside.unlink(missing_ok=True)
+        raise
 
 
-def _sixteen_bits(x: Samples) -> npt.NDArray[np.int16]:
+def beside_prefix(target: Path) -> str:
+    """How the names of what is written beside a target begin, so that what a killed process left
+    there can be told from another target's."""
+    return f".vconv-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]}-"
+
+
+def sixteen_bits(x: Samples) -> npt.NDArray[np.int16]:
     """Samples rounded to 1/32768, as they are read back; libsndfile would cut them off."""
     rounded: npt.NDArray[np.int16] = np.clip(np.rint(x * 32768.0), -32768, 32767).astype(np.int16)
     return rounded
 
 
 @contextmanager
-def _writing(name: str) -> Iterator[None]:
+def writing(name: str) -> Iterator[None]:
+    """Whatever goes wrong with writing the file of that name becomes a `UsageError`."""
     try:
         yield
     except (OSError, soundfile.LibsndfileError) as error:

@@ -22,7 +22,9 @@ from .errors import ModelError, UsageError
 from .geometry import Geometry
 from .graphs import Conditioner, Encoder
 from .manifest import MANIFEST, MAX_BYTES, Manifest, parse_manifest
+from .onnxfile import graph_bytes
 from .speakers import SpeakerMap
+from .units_file import UnitsModel
 from .weights import Tensors, check_tensors, expected_shapes, parse_tensors
 
 ENCODER = "encoder.onnx"
@@ -86,7 +88,7 @@ class Bundle:
         self._check_size(name)
         data = _read(path)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise ModelError(f"{path}: damaged; its sha256 is not the manifest's.")
+            raise ModelError(_damaged(path))
         return data
 
     @cached_property
@@ -126,6 +128,22 @@ class Bundle:
         """Mean log2 F0 (in Hz) of the speakers; None for a model without pitch."""
         means = self.tensors.get("pitch.speaker_means")
         return None if means is None else float(means.mean(dtype=np.float64))
+
+    @cached_property
+    def units_model(self) -> UnitsModel:
+        """What makes its units what they are.
+
+        That is the encoder's graph with its weights, codebook included. The file's own hash would
+        say too much: it covers the model's name, its voices and the versions it was made with, on
+        which no unit depends.
+        """
+        graph = graph_bytes(self.read(ENCODER), str(self.path / ENCODER))
+        return UnitsModel(
+            name=self.manifest.name,
+            digest=hashlib.sha256(graph).hexdigest()[:32],
+            codebook_size=self.manifest.bottleneck.codebook_size,
+            unit_samples=self.manifest.geometry.unit_hop,
+        )
 
     def encoder(self, device: str = "cpu") -> Encoder:
         """encoder.onnx on a device, "cpu" or "cuda[:N]"; SetupError if it cannot run there."""
@@ -178,8 +196,8 @@ class Bundle:
             raise ModelError(f"{self.path / name}: not in the manifest; remove it.")
         for name in listed:
             self._check_size(name)
-            if hashes:
-                self.read(name)
+            if hashes and _sha256(self.path / name) != self.manifest.files[name].sha256:
+                raise ModelError(_damaged(self.path / name))
 
     def _check_size(self, name: str) -> None:
         size, listed = (self.path / name).stat().st_size, self.manifest.files[name].size
@@ -228,6 +246,22 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
         f"There is no model {text!r}; known by name: {names}. A model can also be given as the "
         "path of its folder."
     )
+
+
+def _damaged(path: Path) -> str:
+    return f"{path}: damaged; its sha256 is not the manifest's."
+
+
+def _sha256(path: Path) -> str:
+    """Of a regular file, which need not fit into memory."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}).") from None
+    return digest.hexdigest()
 
 
 def _read(path: Path, *, limit: int | None = None) -> bytes:

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from .cli_convert import convert
+from .cli_convert import convert, decode, encode
 from .cli_shared import JsonOption, ModelOption, interruption, report_error
 from .cli_training import export, plot, prepare, train
 from .errors import ModelError
@@ -52,12 +52,13 @@ def _root(
 def speakers(model: ModelOption = "demo", as_json: JsonOption = False) -> int:
     """List a model's speakers: index and name."""
     from .bundle import Bundle
+    from .reading import printable
 
     names = Bundle.find(model).speakers.names
     if as_json:
         emit(json.dumps([{"index": index, "name": name} for index, name in enumerate(names)]))
     else:
-        emit("\n".join(f"{index}\t{name}" for index, name in enumerate(names)))
+        emit("\n".join(f"{index}\t{printable(name)}" for index, name in enumerate(names)))
     return 0
 
 
@@ -131,7 +132,18 @@ def bench(
     return 0
 
 
-app.command(no_args_is_help=False)(convert)
+@app.command()
+def doctor(model: ModelOption = "demo", as_json: JsonOption = False) -> int:
+    """Say whether vconv works on this machine, and what to do where it does not."""
+    from .doctor import describe, examine
+
+    diagnosis = examine(model)
+    emit(json.dumps(diagnosis.json(), indent=1) if as_json else describe(diagnosis))
+    return diagnosis.exit_code
+
+
+for _speaking in (convert, encode, decode):
+    app.command(no_args_is_help=False)(_speaking)
 for _verb in (prepare, train, plot, export):
     app.command()(_verb)
 
@@ -141,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     debug = "--debug" in options
+    # An option whose value may be left out is more than typer knows.
+    options = ["--ray=auto" if a == "--ray" else a for a in options]
     arguments = [a for a in options if a != "--debug"] + arguments[len(options) :]
     # `train` has handlers of its own while it runs.
     interruption.install()

@@ -51,6 +51,19 @@ def _compare(found: tuple[int, int] | None, size: int) -> str | None:
     return f"{length:,} bytes of sound are declared, {max(size - begin, 0):,} are there"
 
 
+def empty_frames(file: BinaryIO) -> bool:
+    """Whether it is a WAV whose format says that a frame has no bytes; moves the position."""
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        return False
+    form = _find(b"fmt ", _walk(file, 12, "<4sI"))
+    if form is None or form[1] < 16:
+        return False
+    file.seek(form[0] + 12)
+    return file.read(2) == b"\0\0"
+
+
 def plain_wav(file: BinaryIO) -> tuple[bytes, int] | None:
     """A plain header for a WAV whose own libsndfile cannot follow, and where its sound begins.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,14 @@ from .inputs import checked_rate, open_input
 from .lanes import Lanes, checked_lanes
 from .loudness import Level, Loudness, checked_level, gain, levelled
 from .manifest import Manifest
-from .model import Model
+from .model import Model, Stretch
 from .pitch import checked_semitones
 from .reading import Samples, printable
-from .results import Conversion, Progress, Units, WrittenFile
-from .sessions import said, streamed
+from .results import Cancelled, Conversion, Progress, Units, WrittenFile
+from .sessions import said, streamed, warn_of_silence
 from .speakers import Query, SpeakerMap
 from .stream import Chunk, ChunkEncoder, Speech, Voice, chunks_of, units_of
+from .units_file import UnitsModel
 
 if TYPE_CHECKING:
     from .inputs import Input
@@ -47,6 +48,7 @@ class Converter:
     def __init__(self, bundle: Bundle, model: Model) -> None:
         self._bundle = bundle
         self._loaded: Model | None = model
+        self._units_model = bundle.units_model  # now: the folder may be gone later
 
     def __enter__(self) -> Converter:
         return self
@@ -85,6 +87,11 @@ class Converter:
         return self._bundle.manifest
 
     @property
+    def units_model(self) -> UnitsModel:
+        """Whose units ``encode`` gives, and which ones ``decode`` takes."""
+        return self._units_model
+
+    @property
     def engine(self) -> str:
         """What generates: "native" or "torchscript"."""
         return self._model.engine.name
@@ -93,6 +100,12 @@ class Converter:
     def precision(self) -> str:
         """How it keeps its weights: "fp32", "bf16" or "int8"."""
         return self._model.engine.precision
+
+    @property
+    def code_path(self) -> str | None:
+        """The instructions that the native engine uses of this processor's, such as "avx2"; on
+        another path the draws may differ."""
+        return getattr(self._model.engine, "cpu", None)
 
     @property
     def latency_seconds(self) -> float:
@@ -184,11 +197,15 @@ class Converter:
         allow_truncated: bool = False,
         max_seconds: float | None = None,
         progress: Progress | None = None,
+        cores: Callable[[], int] | None = None,
+        in_place: bool = True,
     ) -> WrittenFile:
         """``convert`` and ``save`` in constant memory, however long the recording.
 
         The file appears, or is replaced, only once it is complete. Raises UsageError if it is the
-        input itself.
+        input itself. For whoever converts many files at a time: ``cores`` is asked now and then
+        how many of the processor's the lanes shall share (it changes no byte), and not ``in_place``
+        the complete file is left beside ``path``, to be renamed by the caller.
         """
         begun = time.perf_counter()
         out_hz = self._output_rate(output_sample_rate)
@@ -205,14 +222,14 @@ class Converter:
                 allow_truncated=allow_truncated,
                 max_seconds=max_seconds,
             ) as recording,
-            write_atomic(path, out_hz) as writer,
+            write_atomic(path, out_hz, in_place=in_place) as writer,
         ):
-            session, blocks = said(voice, recording, out_hz, lanes, progress)
+            session, blocks = said(voice, recording, out_hz, lanes, progress, cores=cores)
             for block in levelled(blocks, level, session.encoder.loudness):
                 writer.write(block)
             samples = writer.frames
         elapsed = time.perf_counter() - begun
-        return WrittenFile(Path(path), samples, out_hz, label, elapsed, session.lanes)
+        return WrittenFile(writer.path, samples, out_hz, label, elapsed, session.lanes)
 
     def stream(
         self,
@@ -244,6 +261,7 @@ class Converter:
         channel: int | None = None,
         allow_truncated: bool = False,
         max_seconds: float | None = None,
+        progress: Progress | None = None,
     ) -> Units:
         """The units of a recording; the parameters are those of ``convert``."""
         with open_input(
@@ -254,8 +272,14 @@ class Converter:
             max_seconds=max_seconds,
         ) as recording:
             encoder = ChunkEncoder(self._model, rate=recording.rate, name=recording.name)
-            chunks = [chunk for block in recording.blocks for chunk in encoder.push(block)]
+            chunks = []
+            for block in recording.blocks:
+                chunks += encoder.push(block)
+                done = encoder.pushed / recording.rate
+                if progress is not None and progress(done, recording.seconds) is False:
+                    raise Cancelled(f"{recording.name}: the encoding was cancelled.")
             chunks += encoder.push(np.zeros(0, np.float32), last=True)
+            warn_of_silence(recording, encoder.loudness)
         return self._units(chunks, encoder.samples)
 
     def decode(
@@ -270,20 +294,72 @@ class Converter:
     ) -> Conversion:
         """Say units in a speaker's voice; ``decode(encode(x))`` is ``convert(x, lanes=1)``.
 
-        Raises UsageError for units of another kind than the model's, codes that it does not have,
-        or too few or many of them.
+        Raises UsageError for units of another model, codes that it does not have, or too few or
+        many of them.
         """
         begun = time.perf_counter()
         out_hz = self._output_rate(output_sample_rate)
         voice, label = self._voice(speaker, seed, temperature, pitch)
-        model, samples = self._model, units.samples
-        stretch = model.stretch(units.codes, units.latents, units.pitch, samples=samples)
-        speech = Speech(voice, out_hz)
-        chunks = chunks_of(model, stretch, samples)
-        blocks = [speech.push([chunk], samples) for chunk in chunks]
-        blocks.append(speech.finish(resampled_length(samples, SAMPLE_RATE, out_hz)))
-        audio = np.concatenate(blocks)
+        audio = np.concatenate([*self._spoken(units, voice, out_hz, None)])
         return Conversion(audio, out_hz, units.codes, label, time.perf_counter() - begun)
+
+    def decode_to_file(
+        self,
+        units: Units,
+        path: str | os.PathLike[str],
+        *,
+        speaker: Query,
+        seed: int = 0,
+        temperature: float = 1.0,
+        pitch: float = 0.0,
+        level: Level = "keep",
+        output_sample_rate: int | None = None,
+        progress: Progress | None = None,
+    ) -> WrittenFile:
+        """``decode`` into a file, in constant memory; raises as ``decode`` does.
+
+        The file appears, or is replaced, only once it is complete. Units do not tell how loud the
+        recording was, so the level "match" is a UsageError.
+        """
+        begun = time.perf_counter()
+        out_hz = self._output_rate(output_sample_rate)
+        voice, label = self._voice(speaker, seed, temperature, pitch)
+        checked_level(level)
+        if level == "match":
+            raise UsageError(
+                'Units do not tell how loud the recording was: the level must be "keep" or "peak".'
+            )
+        with write_atomic(path, out_hz) as writer:
+            blocks = self._spoken(units, voice, out_hz, progress)
+            for block in levelled(blocks, level, Loudness()):
+                writer.write(block)
+            samples = writer.frames
+        return WrittenFile(Path(path), samples, out_hz, label, time.perf_counter() - begun)
+
+    def check_units(self, units: Units) -> None:
+        """Raises UsageError for units that ``decode`` would refuse."""
+        self._stretch(units)
+
+    def _stretch(self, units: Units) -> Stretch:
+        made_by, mine = units.model, self.units_model
+        if made_by is not None and made_by.digest != mine.digest:
+            raise UsageError(
+                f"The units are of the model {made_by}, not of {mine}; decode them with that one, "
+                "or one whose encoder is the same."
+            )
+        return self._model.stretch(units.codes, units.latents, units.pitch, samples=units.samples)
+
+    def _spoken(
+        self, units: Units, voice: Voice, out_hz: int, progress: Progress | None
+    ) -> Iterator[Samples]:
+        samples = units.samples
+        speech = Speech(voice, out_hz)
+        for chunk in chunks_of(self._model, self._stretch(units), samples):
+            yield speech.push([chunk], samples)
+            done = min(max(0, (chunk.index + 1) * self._model.grid.chunk), samples) / SAMPLE_RATE
+            if progress is not None and progress(done, units.seconds) is False:
+                raise Cancelled("The decoding was cancelled.")
+        yield speech.finish(resampled_length(samples, SAMPLE_RATE, out_hz))
 
     def _voice(
         self, speaker: Query, seed: int, temperature: float, pitch: float
@@ -313,6 +389,7 @@ class Converter:
             samples=samples,
             latents=found.latents if continuous else None,
             pitch=found.pitch if self.info.model.decoder.pitch else None,
+            model=self.units_model,
         )
 
     @staticmethod

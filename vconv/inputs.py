@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError, UsageError
-from .reading import MAX_AMPLITUDE, RATES_HZ, AudioReader, Samples, Source, read_blocks
+from .guards import MAX_AMPLITUDE, RATES_HZ
+from .reading import AudioReader, Samples, Source, read_blocks
 
 if TYPE_CHECKING:
     from typing import Protocol

@@ -80,9 +80,11 @@ class LaneSession:
         out_hz: int,
         heard: list[Chunk] | None = None,
         tell: Callable[[], None],
+        cores: Callable[[], int] | None = None,
     ) -> None:
         """``heard``: a list to which all chunks of the recording are added; ``tell``: called
-        several times a second while lanes are generated; it may raise to end that."""
+        several times a second while lanes are generated; it may raise to end that; ``cores``:
+        asked in every round how many to use, by default all of the process's."""
         self.encoder = ChunkEncoder(voice.model, rate=in_hz, name=name)
         self.lanes = 1
         """The most that were generated side by side."""
@@ -93,6 +95,7 @@ class LaneSession:
         self._output = Output(out_hz)
         self._heard = heard
         self._tell = tell
+        self._cores = cores
         self._done = 0.0  # seconds
         most = _AUTO_LANES if lanes == "auto" else lanes
         self._round = most * min(_PIECE, _ROUND // most)
@@ -212,7 +215,9 @@ class LaneSession:
 
     def _threads(self, lanes: int) -> int:
         # Other engines have threads of their own, and may round a lane differently in company.
-        return _cores() if lanes > 1 and self._model.engine.name == "native" else 1
+        if lanes == 1 or self._model.engine.name != "native":
+            return 1
+        return usable_cores() if self._cores is None else self._cores()
 
     def _join(self, codes: Sequence[Codes], length: int) -> Iterator[Samples]:
         """A lane's codes, chunk by chunk, and after how many samples the next begins -> the audio
@@ -276,7 +281,7 @@ def crossfaded(before: Samples, after: Samples, settled: int) -> Samples:
     return np.concatenate((before[:at], second.astype(np.float32), after[at + FADE :]))
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -27,7 +27,12 @@ _INSIDE: dict[str, dict[int, str]] = {
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},
     "Sparse": {1: "Tensor", 2: "Tensor"},
 }
+_COMPUTING = (7, 25)  # of a Model: the graph, and functions that it may call
 _MAX_DEPTH = 24
+_MAX_NODES = 10_000  # the largest graph of the family has 183
+_OWN_DOMAINS = (b"", b"ai.onnx")
+_CALLED = (20, 25)  # of a Model: training and functions
+_SUBGRAPHS = (6, 11)  # of an Attribute
 _ATTRIBUTE_FLOATS = 7
 _NUMPY = {
     1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64,
@@ -61,6 +66,45 @@ def graph_tensors(data: bytes, where: str) -> list[GraphTensor]:
         return list(_tensors(memoryview(data), "Model", where, 0))
     except (IndexError, ValueError) as error:
         raise ModelError(f"{where}: not a whole ONNX file ({error}).") from None
+
+
+def check_operations(data: bytes, where: str) -> None:
+    """Refuse a graph that could do other things than compute, or without end: an operator that is
+    not ONNX's own, one with graphs inside of it (a loop, a branch), a function, and more nodes than
+    any model of ours has. Raises ModelError for these, and for bytes that are no message.
+    """
+    try:
+        model = memoryview(data)
+        if any(True for _ in _messages(model, *_CALLED)):
+            raise ModelError(f"{where}: holds functions or training; only a graph is run.")
+        nodes = [node for graph in _messages(model, 7) for node in _messages(graph, 1)]
+        for node in nodes:
+            domain = bytes([b"", *_messages(node, 7)][-1])  # of several the last counts
+            if domain not in _OWN_DOMAINS:
+                named = b"::".join((domain, *_messages(node, 4))).decode("utf-8", "replace")
+                raise ModelError(f"{where}: the operator {named[:80]!r} is not one of ONNX's own.")
+            attributes = _messages(node, 5)
+            if any(True for each in attributes for _ in _messages(each, *_SUBGRAPHS)):
+                raise ModelError(f"{where}: a node has a graph inside of it; that is not run.")
+    except (IndexError, ValueError) as error:
+        raise ModelError(f"{where}: not a whole ONNX file ({error}).") from None
+    if len(nodes) > _MAX_NODES:
+        raise ModelError(f"{where}: has {len(nodes):,} nodes; at most {_MAX_NODES:,} are run.")
+
+
+def graph_bytes(data: bytes, where: str) -> bytes:
+    """What an ONNX file computes: its graph and functions as they are stored, without what is
+    said about them (producer, version, metadata). Raises ModelError for bytes that are no message.
+    """
+    try:
+        parts = [
+            bytes(value)
+            for field, value in _fields(memoryview(data))
+            if field in _COMPUTING and isinstance(value, memoryview)
+        ]
+    except (IndexError, ValueError) as error:
+        raise ModelError(f"{where}: not a whole ONNX file ({error}).") from None
+    return b"".join(parts)
 
 
 def _tensors(message: memoryview, kind: str, where: str, depth: int) -> Iterator[GraphTensor]:
@@ -118,12 +162,21 @@ def _tensor(message: memoryview, where: str) -> GraphTensor:
     return GraphTensor(name, tuple(dims), values)
 
 
+def _messages(message: memoryview, *wanted: int) -> Iterator[memoryview]:
+    """The values of these fields, as far as they are bytes."""
+    for field, value in _fields(message):
+        if field in wanted and isinstance(value, memoryview):
+            yield value
+
+
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """(field number, value) of each field of a protobuf message, in order."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
         field, wire = key >> 3, key & 7
+        if not 0 < key < 2**32:  # other readers keep 32 bits of it, and would see another field
+            raise ValueError(f"field {field}")
         if wire == 0:
             number, at = _varint(message, at)
             yield field, number

@@ -6,7 +6,6 @@ in bounded blocks, every block is checked, and what came is compared with what w
 """
 
 import io
-import math
 import os
 import stat
 from collections.abc import Iterator
@@ -16,25 +15,33 @@ from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 
-from .containers import cut_short, plain_wav
+from .containers import cut_short, empty_frames, plain_wav
 from .errors import InputError
+from .foreign import OPEN_ENDED, ForeignSound, missing_program
+from .foreign_containers import Container, declared, recognised
+from .guards import Guard, Samples, checked_header
+
+__all__ = [
+    "AudioInfo",
+    "AudioReader",
+    "Samples",
+    "Source",
+    "printable",
+    "read_blocks",
+    "reason_of",
+]
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
-Samples = npt.NDArray[np.float32]
-
-RATES_HZ = (4_000, 192_000)
-MAX_CHANNELS = 8
-_OPEN_ENDED = 1 << 62  # libsndfile's count for an unknown length is 2^63 - 1
-FULL_SCALE = 1 - 2**-15  # the largest 16-bit sample, where recorders clip
-MAX_AMPLITUDE = 16.0  # 24 dB over full scale: beyond any real recording, far below 1e30
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a header says: `frames` is None where it leaves the length open (a streamed FLAC)."""
+    """What a header says: `frames` is None where it leaves the length open (a streamed FLAC).
+
+    Of what ffmpeg decodes it is the container's, which may be off by a quarter of a second.
+    """
 
     rate: int
     channels: int
@@ -98,6 +105,8 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has n
     FLAC that fails instead of giving what was decoded, and in an MP3 it alters samples.
     """
 
+    slack = 0  # how many frames fewer than declared may come
+
     def seekable(self) -> bool:
         return False
 
@@ -126,45 +135,45 @@ class AudioReader:
         max_seconds: float | None = None,
     ) -> None:
         self._allow_truncated = allow_truncated
-        self.name, self._file, self._owned = _open(source)
+        self.name, self._file, self._owned = open_source(source)
+        self._path = Path(source) if isinstance(source, (str, os.PathLike)) else None
+        self._guarded: _Guarded | None = None
         try:
             self._sound = self._decoder()
             self.info = self._checked_info(channel, max_seconds)
+            self._guard = Guard(self.name, self.info.rate, channel=channel, max_seconds=max_seconds)
         except BaseException:
             self.close()
             raise
-        self._channel = channel
-        self._max_frames = None if max_seconds is None else math.ceil(max_seconds * self.info.rate)
         self._block = max(1, round(block_seconds * self.info.rate))
         if allow_truncated:
             # The block in which a decoder fails is lost, so let little be lost.
             self._block = min(self._block, 1_024)
-        self._energy = np.zeros(2)  # of the channels, of their mean
-        self.peak = 0.0  # of what was read so far, and how many samples were at full scale
-        self.clipped = 0
 
     @property
     def mix_cancels(self) -> bool:
         """Whether the channels read so far were in antiphase: sound in each, silence in the mean"""
-        channels, mean = self._energy
-        return bool(mean < 1e-6 * channels)
+        return self._guard.mix_cancels
+
+    @property
+    def peak(self) -> float:
+        """Of what was read so far."""
+        return self._guard.peak
+
+    @property
+    def clipped(self) -> int:
+        """How many samples read so far were at full scale."""
+        return self._guard.clipped
 
     def __iter__(self) -> Iterator[Samples]:
-        delivered = 0
-        while True:
-            block = self._read(delivered)
-            if len(block) == 0:
-                break
-            self._check(block, delivered)
-            delivered += len(block)
-            if self._max_frames is not None and delivered > self._max_frames:
-                seconds = self._max_frames / self.info.rate
-                raise self._error(f"is longer than the {seconds:g} s allowed")
-            yield self._mono(block)
+        guard = self._guard
+        while len(block := self._read()):
+            yield guard(block)
         declared = self.info.frames
-        if declared is not None and delivered < declared and not self._allow_truncated:
-            raise self._error(_counts(declared, delivered))
-        if delivered == 0:
+        lacking = 0 if declared is None else declared - guard.frames
+        if lacking > self._sound.slack and not self._allow_truncated:
+            raise self._error(_counts(declared, guard.frames))
+        if guard.frames == 0:
             raise self._error("contains no samples")
 
     def __enter__(self) -> "AudioReader":
@@ -186,10 +195,15 @@ class AudioReader:
         if self._owned:
             self._file.close()
 
-    def _decoder(self) -> "_Sequential":
+    def _decoder(self) -> "_Sequential | ForeignSound":
         try:
             if self._file.seek(0, os.SEEK_END) == 0:
                 raise self._error("is empty")
+            container = recognised(self._file)
+            if container is not None:
+                return self._foreign(container)
+            if empty_frames(self._file):
+                raise self._error("has a header that declares frames of 0 bytes (block align)")
             missing = None if self._allow_truncated else cut_short(self._file)
             if missing is not None:
                 raise self._error(f"was cut short: {missing}")
@@ -198,59 +212,46 @@ class AudioReader:
         except (soundfile.LibsndfileError, OSError, ValueError) as error:
             raise self._error(f"cannot be read as audio ({reason_of(error)})") from None
 
+    def _foreign(self, container: Container) -> ForeignSound:
+        """What ffmpeg makes of a recording that libsndfile cannot read."""
+        says = declared(self._file, container, self._file.seek(0, os.SEEK_END))
+        if says.missing is not None and not self._allow_truncated:
+            raise self._error(f"was cut short: {says.missing}")
+        try:
+            return ForeignSound(
+                self._file,
+                self._path,
+                container,
+                seconds=says.seconds,
+                lenient=self._allow_truncated,
+            )
+        except FileNotFoundError:
+            raise missing_program(self.name, container) from None
+
     def _checked_info(self, channel: int | None, max_seconds: float | None) -> AudioInfo:
         rate, channels = self._sound.samplerate, self._sound.channels
-        low, high = RATES_HZ
-        if not low <= rate <= high:
-            raise self._error(f"has a rate of {rate:,} Hz; allowed are {low:,} to {high:,} Hz")
-        if not 1 <= channels <= MAX_CHANNELS:
-            raise self._error(f"has {channels:,} channels; allowed are 1 to {MAX_CHANNELS}")
-        if channel is not None and not 0 <= channel < channels:
-            raise self._error(f"has no channel {channel}; there are {channels}, counted from 0")
-        frames = None if self._sound.frames >= _OPEN_ENDED else self._sound.frames
-        if frames == 0:
-            raise self._error("contains no samples")
-        if frames is not None and max_seconds is not None and frames > max_seconds * rate:
-            raise self._error(
-                f"is {frames / rate:,.0f} s long, longer than the {max_seconds:g} s allowed"
-            )
+        frames = None if self._sound.frames >= OPEN_ENDED else self._sound.frames
+        checked_header(
+            self.name,
+            rate=rate,
+            channels=channels,
+            frames=frames,
+            channel=channel,
+            max_seconds=max_seconds,
+        )
         return AudioInfo(rate, channels, frames)
 
-    def _read(self, delivered: int) -> Samples:
+    def _read(self) -> Samples:
         try:
             block: Samples = self._sound.read(self._block, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError) as error:
             if self._allow_truncated:
                 return np.zeros((0, self.info.channels), np.float32)
-            counts = _counts(self.info.frames, delivered)
+            counts = _counts(self.info.frames, self._guard.frames)
             raise self._error(f"{counts} ({reason_of(error)})") from None
-        if self._guarded.error is not None:
+        if self._guarded is not None and self._guarded.error is not None:
             raise self._error(f"cannot be read ({reason_of(self._guarded.error)})")
         return block
-
-    def _check(self, block: Samples, first: int) -> None:
-        peak = float(np.abs(block).max())  # NaN propagates through max, and fails the comparison
-        if not peak <= MAX_AMPLITUDE:
-            bad = ~(np.abs(block) <= MAX_AMPLITUDE)
-            row, column = (int(i) for i in np.argwhere(bad)[0])
-            value = float(block[row, column])
-            what = f"{value:g}" if math.isfinite(value) else str(value).replace("nan", "NaN")
-            raise self._error(
-                f"contains {what} at frame {first + row:,}; samples must be finite and at most "
-                f"{MAX_AMPLITUDE:g} times full scale"
-            )
-        self.peak = max(self.peak, peak)
-        if peak >= FULL_SCALE:
-            self.clipped += int(np.count_nonzero(np.abs(block) >= FULL_SCALE))
-
-    def _mono(self, block: Samples) -> Samples:
-        if self._channel is not None:
-            return np.ascontiguousarray(block[:, self._channel])
-        if block.shape[1] == 1:
-            return block[:, 0]
-        mean: Samples = block.mean(axis=1, dtype=np.float32)
-        self._energy += [float(np.square(block).mean()) * len(mean), float(np.square(mean).sum())]
-        return mean
 
     def _error(self, reason: str) -> InputError:
         return InputError(f"{self.name}: {reason}.")
@@ -274,8 +275,9 @@ def read_blocks(
     )
 
 
-def _open(source: Source) -> tuple[str, BinaryIO, bool]:
-    """(printable name, binary file, whether it is ours to close)."""
+def open_source(source: Source, kind: str = "an audio file") -> tuple[str, BinaryIO, bool]:
+    """(printable name, binary file, whether it is ours to close); `InputError` for a path that is
+    no regular file. `kind` says what it ought to be."""
     if isinstance(source, bytes):
         return "<bytes>", io.BytesIO(source), True
     if not isinstance(source, (str, os.PathLike)):
@@ -285,7 +287,7 @@ def _open(source: Source) -> tuple[str, BinaryIO, bool]:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise InputError(f"{name}: is a folder, not an audio file.")
+            raise InputError(f"{name}: is a folder, not {kind}.")
         # Looked at before opening: opening a FIFO waits for ever, and /dev/zero never ends.
         if not stat.S_ISREG(mode):
             raise InputError(f"{name}: is not a regular file.")

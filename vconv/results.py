@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .audio import SAMPLE_RATE, write_atomic
-from .errors import VconvError
+from .errors import UsageError, VconvError
 from .model import Codes
-from .reading import Samples
+from .reading import Samples, Source
+from .units_file import StoredUnits, UnitsModel, read_units, write_units
 
 Progress = Callable[[float, "float | None"], "bool | None"]
 """Called with the seconds done and the seconds in all (None where no length is declared);
@@ -31,17 +32,43 @@ class Units:
     ``samples`` is the recording's length at 16 kHz. The first unit is the first that hears any of
     the recording and the last is the last that its end needs, so there are a few more than its
     seconds have; beyond them is silence.
+
+    ``model`` says whose units they are, if anybody said so: another model refuses them then.
     """
 
     codes: Codes | None
     samples: int
     latents: Samples | None = field(default=None, repr=False)
     pitch: Samples | None = field(default=None, repr=False)
+    model: UnitsModel | None = field(default=None, repr=False)
 
     @property
     def seconds(self) -> float:
         """The duration of the recording."""
         return self.samples / SAMPLE_RATE
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file of units (docs/units-format.md), replacing what is there only once it is
+        complete; by custom its suffix is ``.units``.
+
+        Raises UsageError for units that do not say whose they are, or that a file cannot hold, and
+        for a place that cannot be written to.
+        """
+        if self.model is None:
+            raise UsageError(
+                "Units are saved with the model that they are of: give them model= the "
+                "units_model of a converter."
+            )
+        stored = StoredUnits(self.codes, self.samples, self.latents, self.pitch, self.model)
+        write_units(path, stored)
+
+    @classmethod
+    def load(cls, source: Source) -> Units:
+        """Read a file of units: its path, its bytes, or a seekable binary file.
+
+        Raises InputError for anything but a whole and undamaged one.
+        """
+        return cls(*read_units(source))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .inputs import Recording, as_samples
 from .lanes import Lanes, LaneSession
+from .loudness import Loudness
 from .reading import Samples
 from .results import Cancelled, Progress
 from .stream import Chunk, Session, Voice
@@ -22,6 +23,7 @@ def said(
     lanes: Lanes,
     progress: Progress | None,
     heard: list[Chunk] | None = None,
+    cores: Callable[[], int] | None = None,
 ) -> tuple[Session | LaneSession, Iterator[Samples]]:
     """A recording's session, and all that comes out of it; ``heard`` receives its chunks."""
 
@@ -35,7 +37,14 @@ def said(
         session = Session(voice, name=name, in_hz=in_hz, out_hz=out_hz, heard=heard)
     else:
         session = LaneSession(
-            voice, lanes=lanes, name=name, in_hz=in_hz, out_hz=out_hz, heard=heard, tell=tell
+            voice,
+            lanes=lanes,
+            name=name,
+            in_hz=in_hz,
+            out_hz=out_hz,
+            heard=heard,
+            tell=tell,
+            cores=cores,
         )
 
     def blocks() -> Iterator[Samples]:
@@ -43,16 +52,21 @@ def said(
             yield from session.push(block)
             tell()
         yield from session.flush()
-        if recording.mix_cancels:
-            log.warning(
-                "%s: the channels cancel each other in their mean; choose one with channel=N "
-                "(--channel N).",
-                recording.name,
-            )
-        elif session.encoder.loudness.silent:
-            log.warning("%s: the recording is silent.", recording.name)
+        warn_of_silence(recording, session.encoder.loudness)
 
     return session, blocks()
+
+
+def warn_of_silence(recording: Recording, loudness: Loudness) -> None:
+    """Say if there was nothing to hear in a recording, which is read, or in its channels' mean."""
+    if recording.mix_cancels:
+        log.warning(
+            "%s: the channels cancel each other in their mean; choose one with channel=N "
+            "(--channel N).",
+            recording.name,
+        )
+    elif loudness.silent:
+        log.warning("%s: the recording is silent.", recording.name)
 
 
 def streamed(voice: Voice, blocks: Iterable[Any], *, in_hz: int, out_hz: int) -> Iterator[Samples]:
