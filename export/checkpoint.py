@@ -68,7 +68,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     config = load_config(path / "config.yaml")
     try:
         speakers = tuple(map(str, json.loads((path / "speakers.json").read_text("utf-8"))))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{path / 'speakers.json'}: not a list of names ({error}).") from None
     where = path / "average.safetensors"
     tensors = parse_tensors(where.read_bytes(), str(where))
@@ -87,7 +87,7 @@ def _header(path: Path) -> dict[str, Any]:
         header = json.loads((path / HEADER).read_text("utf-8"))
         files, version, digest = dict(header["files"]), header["format_version"], header["digest"]
         rest = {key: value for key, value in header.items() if key != "digest"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path / HEADER}: missing or damaged ({error}).") from None
     if version != FORMAT_VERSION:
         raise ModelError(

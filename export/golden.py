@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
@@ -34,6 +35,13 @@ SIGNAL_SECONDS = 1.5
 _SPARE_SECONDS = 0.5  # of the signal, beyond what the logits' units hear
 _SAMPLE_RATE = 16000
 _MAX_BYTES = 200_000_000  # all arrays together, unpacked
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+# What zipfile and numpy raise for archives and arrays that are damaged, encrypted or foreign.
+UNREADABLE = (
+    ValueError, TypeError, KeyError, OSError, EOFError, RuntimeError, struct.error,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 Floats = npt.NDArray[np.float32]
 
@@ -79,11 +87,14 @@ class Golden:
                     raise ValueError(f"it holds {', '.join(sorted(entries)) or 'nothing'}")
                 if sum(entry.file_size for entry in entries.values()) > _MAX_BYTES:
                     raise ValueError("its arrays are too large")
+                # Of other kinds zipfile unpacks as much as comes, whatever size is declared.
+                if any(entry.compress_type not in _PACKED for entry in entries.values()):
+                    raise ValueError("it is not deflated")
                 arrays = {n: _array(archive.read(e), n) for n, e in entries.items()}
                 # Bundles of format 1 have no pitch and do not say so.
                 arrays.setdefault("pitch", np.zeros((arrays["codes"].size, 0), np.float32))
                 return cls(**arrays)
-        except (ValueError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        except UNREADABLE as error:
             raise ModelError(f"{where}: not a whole golden file ({error}).") from None
 
 
@@ -91,7 +102,10 @@ def _array(data: bytes, name: str) -> npt.NDArray[Any]:
     file = io.BytesIO(data)
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read(file)
+    try:
+        shape, _, dtype = read(file)
+    except (MemoryError, RecursionError):  # of Python's parser, by which numpy reads it
+        raise ValueError(f"the header of its array {name} is nested too deeply") from None
     # Before numpy allocates what the header claims.
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"its array {name} is damaged")

@@ -11,7 +11,6 @@ import json
 import re
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from vconv.errors import ModelError
 from vconv.nn.autoencoder import Autoencoder
 from vconv.nn.incremental import IncrementalWaveNet, scripted
 from vconv.nn.wavenet import WaveNet
+
+from .golden import UNREADABLE
 
 METADATA = "metadata.json"
 _STORAGE = re.compile(r"[^/]+/(?:data|constants)/\d+")
@@ -132,8 +133,10 @@ def stored_numbers(data: bytes, where: str) -> list[bytes]:
             entries = [e for e in archive.infolist() if _STORAGE.fullmatch(e.filename)]
             if sum(entry.file_size for entry in entries) > len(data):  # storages are not packed
                 raise ValueError("its tensors are larger than the file")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("its tensors are packed")
             return [archive.read(entry) for entry in entries]
-    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"{where}: not a whole TorchScript file ({error}).") from None
 
 

@@ -37,7 +37,7 @@ from .comparison import (
     worst,
 )
 from .definitions import fixed_numbers, pitch_of, scalar_levels
-from .golden import LOGIT_STEPS, Golden, forced_codes, golden_plan, golden_signal, joined
+from .golden import LOGIT_STEPS, Floats, Golden, forced_codes, golden_plan, golden_signal, joined
 
 # What is fixed by definition, computed in float32 there and in float64 here.
 FIXED_TOLERANCE = 1e-4
@@ -298,15 +298,26 @@ def _reduced(bundle: Bundle, golden: Golden, precision: str) -> Comparison:
         )
     except SetupError as error:
         return Comparison(name, None, REDUCED_TOLERANCE, str(error))
+    lost = nats_lost(golden.logits, forced_logits(bundle, golden, engine)[:LOGIT_STEPS])
+    return Comparison(name, lost, REDUCED_TOLERANCE)
+
+
+def forced_logits(bundle: Bundle, golden: Golden, engine: Engine) -> Floats:
+    """What an engine makes of golden's conditioning and forced codes, in one shot [T', Q]."""
     plan, _ = golden_plan(bundle.geometry)
     conditioning = golden.conditioning[None, plan.skip : plan.skip + plan.steps]
-    found, _ = engine.score(conditioning, golden.forced[None], engine.initial_state(1))
-    wanted, own = (
+    state = engine.initial_state(1)
+    logits: Floats = engine.score(conditioning, golden.forced[None], state)[0][0]
+    return logits
+
+
+def nats_lost(wanted: Floats, found: Floats) -> float:
+    """D(wanted || found) of logits [T, Q], as a mean over the steps."""
+    p, q = (
         logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64), 1, keepdims=True)
-        for logits in (golden.logits, found[0, :LOGIT_STEPS])
+        for logits in (wanted, found)
     )
-    lost = (np.exp(wanted) * (wanted - own)).sum(1).mean()
-    return Comparison(name, float(lost), REDUCED_TOLERANCE)
+    return float((np.exp(p) * (p - q)).sum(1).mean())
 
 
 def score_comparisons(bundle: Bundle, golden: Golden, engine: Engine) -> Iterator[Comparison]:
@@ -315,7 +326,7 @@ def score_comparisons(bundle: Bundle, golden: Golden, engine: Engine) -> Iterato
     plan, samples = golden_plan(geometry)
     conditioning = golden.conditioning[None, plan.skip : plan.skip + plan.steps]
     forced = golden.forced[None]
-    whole, _ = engine.score(conditioning, forced, engine.initial_state(1))
+    whole = forced_logits(bundle, golden, engine)[None]
     yield Comparison(
         f"{engine.name} engine: logits against golden",
         difference(whole[0, :LOGIT_STEPS], golden.logits),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from vconv.bundle import CONDITIONER, DECODER, GOLDEN, WEIGHTS, Bundle
 from vconv.config import ModelConfig
 from vconv.errors import ModelError
 from vconv.geometry import FRAME_HOP, Span
+from vconv.graphs import Conditioner, Encoder
 from vconv.nn.autoencoder import Autoencoder, build_autoencoder
 from vconv.weights import Tensors
 
@@ -86,14 +87,8 @@ def _encoder(bundle: Bundle, golden: Golden, network: Autoencoder) -> Iterator[C
     encoder, geometry = bundle.encoder(), bundle.geometry
     shortest = len(geometry.unit_inputs(Span(0, 1)))
     lengths = (shortest, shortest + geometry.unit_hop - 1, 2 * shortest, 3 * shortest + 7)
-    gaps = UnitGaps()
-    for batch in (1, 2, 3):
-        for samples in lengths:
-            wav = _excerpts(golden.signal, batch, samples)
-            wanted, encodings = _units(network, wav)
-            _, decided = nearest(encodings, bundle.codebook)
-            clear = None if network.pitch is None else pitch_of(wav, geometry)[1]
-            gaps.add(encoder(wav), wanted, decided, clear)
+    wavs = [_excerpts(golden.signal, batch, n) for batch in (1, 2, 3) for n in lengths]
+    gaps = encoder_gaps(network, encoder, bundle.codebook, wavs)
     note = f"batches of 1 to 3, {lengths[0]:,} to {lengths[-1]:,} samples"
     yield from gaps.comparisons("against eager", note)
     if network.pitch is not None:
@@ -101,6 +96,19 @@ def _encoder(bundle: Bundle, golden: Golden, network: Autoencoder) -> Iterator[C
         clear = pitch_of(golden.signal[None], geometry)[1]
         gap = pitch_gap(pitch, golden.pitch[None], clear)
         yield Comparison(f"eager pitch against {GOLDEN}", gap, PITCH_TOLERANCE)
+
+
+def encoder_gaps(
+    network: Autoencoder, encoder: Encoder, codebook: Floats | None, wavs: Iterable[Floats]
+) -> UnitGaps:
+    """How far encoder.onnx is from the network, over batches of recordings [B, T]."""
+    gaps = UnitGaps()
+    for wav in wavs:
+        wanted, encodings = _units(network, wav)
+        _, decided = nearest(encodings, codebook)
+        clear = None if network.pitch is None else pitch_of(wav, network.geometry)[1]
+        gaps.add(encoder(wav), wanted, decided, clear)
+    return gaps
 
 
 def _units(network: Autoencoder, wav: Floats) -> tuple[Units, Floats]:
@@ -119,16 +127,28 @@ def _conditioner(bundle: Bundle, golden: Golden, network: Autoencoder) -> Iterat
     conditioner, geometry = bundle.conditioner(), bundle.geometry
     units = joined(golden.latents, golden.pitch, bundle.pitch_prior)
     fewest = geometry.plan(geometry.unit_hop).units - 1
-    gap = 0.0
+    cases = []
     for batch in (1, 2, 3):
         speakers = bundle.speaker_vectors[np.arange(batch) % len(bundle.speakers)]
         for count in (fewest, fewest + 1, len(units)):
             z = np.stack([np.roll(units, lane, 0)[:count] for lane in range(batch)])
-            channels = network.condition(_tensor(z).transpose(1, 2), _tensor(speakers))
-            wanted = _array(handed_over(network.decoder.wavenet, channels))
-            gap = worst(gap, difference(conditioner(z, speakers), wanted))
+            cases.append((z, speakers))
+    gap = conditioner_gap(network, conditioner, cases)
     note = f"batches of 1 to 3, {fewest} to {len(units)} units"
     yield Comparison(f"{CONDITIONER}: conditioning against eager", gap, TOLERANCE, note)
+
+
+def conditioner_gap(
+    network: Autoencoder, conditioner: Conditioner, cases: Iterable[tuple[Floats, Floats]]
+) -> float:
+    """The greatest difference of conditioner.onnx from the network, over pairs of units [B, U, D]
+    and speakers' vectors [B, E]."""
+    gap = 0.0
+    for units, speakers in cases:
+        channels = network.condition(_tensor(units).transpose(1, 2), _tensor(speakers))
+        wanted = _array(handed_over(network.decoder.wavenet, channels))
+        gap = worst(gap, difference(conditioner(units, speakers), wanted))
+    return gap
 
 
 def decoder_numbers(bundle: Bundle) -> Iterator[Comparison]:

@@ -109,8 +109,12 @@ def tensors_of(model: ModelConfig) -> dict[str, np.ndarray]:
             network.pitch.speaker_means.copy_(torch.tensor([100.0, 140.0, 250.0]).log2())
         latents = network.latents(wav)[0].T
         if hasattr(network.bottleneck, "started"):
-            spread = torch.from_numpy(random.choice(len(latents), 16, replace=False))
-            network.bottleneck.codebook.copy_(latents[spread] + 0.1)
+            size = len(network.bottleneck.codebook)
+            spread = random.choice(len(latents), size, replace=size > len(latents))
+            rows = latents[torch.from_numpy(spread)] + 0.1
+            if size > len(latents):  # no two alike
+                rows += 0.3 * torch.randn_like(rows)
+            network.bottleneck.codebook.copy_(rows)
             network.bottleneck.started.fill_(True)
     tensors = {
         name: np.array(tensor.detach().numpy()) for name, tensor in network.state_dict().items()
@@ -125,10 +129,11 @@ def write_checkpoint(
     folder: Path, tensors: Mapping[str, np.ndarray] | None = None, member: str = "vq"
 ) -> Path:
     """A checkpoint's folder as vconv.train leaves it, but for what an export does not read."""
-    return _write_checkpoint(folder, config_of(member), tensors or random_tensors(member))
+    return write_checkpoint_of(folder, config_of(member), tensors or random_tensors(member))
 
 
-def _write_checkpoint(folder: Path, config: Config, tensors: Mapping[str, np.ndarray]) -> Path:
+def write_checkpoint_of(folder: Path, config: Config, tensors: Mapping[str, np.ndarray]) -> Path:
+    """The same of any configuration."""
     from safetensors.numpy import save
 
     folder.mkdir(parents=True)
@@ -207,7 +212,7 @@ def main() -> None:
     config = CONFIG.model_copy(update={"model": varied(CONFIG.model, *newest)})
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "step-000000020"
-        _write_checkpoint(checkpoint, config, tensors_of(config.model))
+        write_checkpoint_of(checkpoint, config, tensors_of(config.model))
         for comparison in export_run(checkpoint, Path(folder) / target.name, name=target.name):
             print(comparison)
         shutil.make_archive(str(target), "xztar", folder, target.name)

@@ -26,8 +26,11 @@ _CLIP_HZ = 44_100
 _TURNS = 5
 _STARTS = 3
 
+# Its path is this process's: `python -c` begins with the working directory, where any file may lie.
 _START = """\
-import sys, time
+import sys
+sys.path[:] = sys.argv[3:]
+import time
 begun = time.process_time()
 from vconv.converter import load
 imported = time.process_time()
@@ -107,7 +110,7 @@ def starts(bundle: Path, engine: str) -> tuple[Spread, Spread]:
     times = []
     for _ in range(_STARTS):
         done = subprocess.run(
-            [sys.executable, "-c", _START, os.fspath(bundle.resolve()), engine],
+            [sys.executable, "-c", _START, os.fspath(bundle.resolve()), engine, *sys.path],
             stdout=subprocess.PIPE,
             text=True,
             check=True,

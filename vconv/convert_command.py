@@ -3,62 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import logging
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from collections.abc import Callable, Sequence
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-from .batch import Job, output_format, plan_jobs
+from .attempt import Options, exists_error
+from .batch import Job, Shard, output_format, plan_jobs, same_folder
+from .batch_output import Report
 from .converter import Converter, load
-from .errors import InputError, UsageError
+from .errors import UsageError
 from .interruption import Interruption
-from .lanes import checked_lanes
-from .loudness import Level
-from .messages import emit, log_on_stderr, say, to_stdout
+from .job_files import Handling, progress_of, refuse_contradictions, source_of, target_of
+from .lanes import checked_lanes, usable_cores
+from .many_files import convert_jobs
+from .messages import log_on_stderr, say
 from .pitch import checked_semitones
+from .pool import Pool, Threads
 from .reading import printable
+from .record import Record
 from .results import WrittenFile
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+MAX_JOBS = 1024
 
-
-@dataclass(frozen=True)
-class Options:
-    """The command's options, as typed."""
-
-    model: str
-    device: str
-    engine: str
-    precision: str
-    speaker: str
-    seed: int
-    temperature: float
-    pitch: float
-    lanes: str
-    level: str
-    format_name: str | None
-    sample_rate: int | None
-    channel: int | None
-    allow_truncated: bool
-    max_duration: float | None
-    recursive: bool
-    overwrite: bool
-    skip_existing: bool
-    as_json: bool
-    quiet: bool
-    verbose: bool
+__all__ = ["Options", "convert_all"]
 
 
 def convert_all(
@@ -72,176 +38,160 @@ def convert_all(
 
     Returns 0; the failure's own code if there was a single input; else 1 if any failed.
     """
-    _refuse_contradictions(inputs, output, options)
+    handling = Handling(
+        options.overwrite, options.skip_existing, options.as_json, options.quiet, options.verbose
+    )
+    refuse_contradictions(inputs, output, handling, "the recording")
+    count, shard = _refuse_more(inputs, output, options)
     format_name = output_format(options.format_name, output)
     level = logging.DEBUG if options.verbose else logging.WARNING
-    with (
-        log_on_stderr(level),
-        load(
-            options.model,
-            device=options.device,
-            engine=options.engine,
-            precision=options.precision,
-        ) as converter,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(log_on_stderr(level))
+        converter = stack.enter_context(
+            load(
+                options.model,
+                device=options.device,
+                engine=options.engine,
+                precision=options.precision,
+            )
+        )
         speaker = converter.speakers.label(converter.speakers.resolve(options.speaker))
         checked_semitones(options.pitch, converter.info)
         checked_lanes(options.lanes)
+        record = None
+        if options.record is not None:
+            record = stack.enter_context(Record(options.record))
         jobs = plan_jobs(
             inputs,
             output,
             speaker=speaker,
             format_name=format_name,
             recursive=options.recursive,
+            made_of=None if record is None else record.made_of,
         )
-        codes = []
-        skipped = 0
-        for job in jobs:
-            if job.exists and options.skip_existing:
-                skipped += 1
-                continue
-            try:
-                made = _convert(converter, job, options, interruption)
-            except Exception as error:
-                codes.append(report_error(error))
-                if options.as_json:
-                    _emit_json({"input": job.name, "error": str(error), "exit_code": codes[-1]})
-            else:
-                codes.append(0)
-                _tell(job, made, options)
-    failed = sum(code != 0 for code in codes)
-    if len(jobs) > 1 and (failed or not options.quiet):
-        passed = f", {skipped:,} skipped" if skipped else ""
-        say(f"{len(codes) - failed:,} converted, {failed:,} failed{passed}")
-    if len(jobs) == 1:
-        return codes[0] if codes else 0
-    return 1 if failed else 0
+        in_all = len(jobs)
+        if shard is not None:
+            _refuse_shared_folder(jobs, output)
+            jobs = [job for job in jobs if job in shard]
+        report = Report(jobs, options, report_error, all_jobs=in_all)
+        if not jobs:
+            if not options.quiet:
+                say(f"shard {options.shard}: none of the {in_all:,} inputs is its; nothing to do")
+            return 0
+        if record is not None:
+            record.refuse_jobs(jobs)
+            record.begin(_settings(converter, speaker, format_name, options))
+            record.clear_away(jobs)
+        if jobs[0].source_path is None or jobs[0].target_path is None:
+            _convert_pipe(converter, jobs[0], options, handling, report, interruption)
+        else:
+            pool = _pool(converter, options, count, len(jobs))
+            convert_jobs(jobs, pool, options, report, record, interruption)
+        return report.sum_up()
 
 
-def _refuse_contradictions(inputs: Sequence[str], output: str | None, options: Options) -> None:
-    if options.overwrite and options.skip_existing:
-        raise UsageError("--overwrite and --skip-existing contradict each other.")
-    if options.quiet and options.verbose:
-        raise UsageError("--quiet and --verbose contradict each other.")
-    to_stdout = output == "-" or (output is None and list(inputs) == ["-"])
-    if to_stdout and options.as_json:
-        raise UsageError("--json and the recording cannot both go to stdout; name an --output.")
-    if to_stdout and sys.stdout.isatty():
-        raise UsageError("The recording is not printed on a terminal; name an --output.")
+def _refuse_more(
+    inputs: Sequence[str], output: str | None, options: Options
+) -> tuple[int | None, Shard | None]:
+    """UsageError for what does not go together; the jobs at a time, None for auto, and the
+    shard."""
+    count = None
+    if options.jobs != "auto":
+        digits = options.jobs if options.jobs.isascii() and options.jobs.isdigit() else "0"
+        count = int(digits[:9])
+        if not 1 <= count <= MAX_JOBS:
+            raise UsageError(f"--jobs must be auto or 1 to {MAX_JOBS:,}, found {options.jobs!r}.")
+    shard = None if options.shard is None else Shard.parse(options.shard)
+    for name, given in (
+        ("--record", options.record is not None),
+        ("--shard", shard is not None),
+        ("--ray", options.ray is not None),
+    ):
+        if given and "-" in inputs:
+            raise UsageError(f"{name} is for files, not for stdin.")
+        if given and output == "-":
+            raise UsageError(f"{name} is for files, not for stdout.")
+    if options.ray is not None and options.device not in ("auto", "cpu"):
+        raise UsageError(
+            f"--ray converts on processors, not on {options.device!r}; leave one of them out."
+        )
+    return count, shard
 
 
-def _convert(
-    converter: Converter, job: Job, options: Options, interruption: Interruption
+def _refuse_shared_folder(jobs: Sequence[Job], output: str | None) -> None:
+    """UsageError where a shard would take another's outputs for inputs."""
+    for root in {job.root for job in jobs} - {None}:
+        if output is not None and root is not None and same_folder(root, output):
+            raise UsageError(
+                f"{printable(output)}: is the input folder itself; with --shard choose another "
+                "output, or none."
+            )
+
+
+def _settings(
+    converter: Converter, speaker: str, format_name: str, options: Options
+) -> dict[str, object]:
+    """What a record says of every file: all that the bytes depend on, but for the kind of
+    processor."""
+    # A record compares what was asked for: lanes of auto follow from the recording.
+    asked = {**options.conversion(), "speaker": speaker}
+    cpu = options.device in ("auto", "cpu")
+    return {
+        "model": {"name": converter.info.name, "digest": converter.info.digest},
+        "options": {
+            **asked,
+            "format": format_name,
+            "device": "cpu" if cpu else options.device,
+            "engine": converter.engine,
+            "precision": converter.precision,
+        },
+    }
+
+
+def _pool(converter: Converter, options: Options, count: int | None, files: int) -> Pool:
+    if options.ray is not None:
+        from .cluster import Cluster
+
+        return Cluster(options.ray, converter, options, count, files)
+    if count is None:
+        # Other engines have threads of their own.
+        count = usable_cores() if converter.engine == "native" else 1
+    return Threads(converter, options, min(count, files))
+
+
+def _convert_pipe(
+    converter: Converter,
+    job: Job,
+    options: Options,
+    handling: Handling,
+    report: Report,
+    interruption: Interruption,
+) -> None:
+    """The one job from stdin or to stdout, in this thread."""
+    if job.exists and options.skip_existing:
+        report.passed(job, "skipped")
+        return
+    try:
+        report.converted(job, _piped(converter, job, options, handling, interruption))
+    except Exception as error:
+        report.failed(job, error)
+
+
+def _piped(
+    converter: Converter,
+    job: Job,
+    options: Options,
+    handling: Handling,
+    interruption: Interruption,
 ) -> WrittenFile:
     if job.problem is not None:
         raise UsageError(f"{job.name}: {job.problem}")
     if job.exists and not options.overwrite:
-        assert job.target is not None
-        raise UsageError(
-            f"{job.name}: its output {printable(job.target)} exists; --overwrite replaces it, "
-            "--skip-existing passes over it."
-        )
-    with contextlib.ExitStack() as stack:
-        source = _stdin(stack) if job.source is None else job.source
-        target = job.target
-        if target is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vconv-"))
-            target = Path(folder) / f"stdout.{output_format(options.format_name, '-')}"
-        else:
-            _make_folder(target.parent)
-        advance = stack.enter_context(_bar(job, options))
-
-        def progress(done: float, total: float | None) -> None:
-            interruption.leave_if_told()
-            advance(done, total)
-
-        with interruption.deferred():
-            made = converter.convert_to_file(
-                source,
-                target,
-                speaker=options.speaker,
-                seed=options.seed,
-                temperature=options.temperature,
-                pitch=options.pitch,
-                lanes=checked_lanes(options.lanes),
-                level=cast(Level, options.level),
-                output_sample_rate=options.sample_rate,
-                channel=options.channel,
-                allow_truncated=options.allow_truncated,
-                max_seconds=options.max_duration,
-                progress=progress,
-            )
-        if job.target is None:
-            with target.open("rb") as file, to_stdout():
-                shutil.copyfileobj(file, sys.stdout.buffer)
-    return made
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{printable(folder)}: cannot be made ({error.strerror}).") from None
-
-
-def _stdin(stack: contextlib.ExitStack) -> BinaryIO:
-    """Stdin as a file that can be rewound, on disk rather than in memory."""
-    if sys.stdin is None or sys.stdin.isatty():
-        raise InputError("<stdin>: is a terminal; pipe a recording into it.")
-    with tempfile.TemporaryFile() as spool:
-        shutil.copyfileobj(sys.stdin.buffer, spool)
-        spool.flush()
-        raw = io.FileIO(os.dup(spool.fileno()), "rb")
-    raw.name = "<stdin>"  # what errors call it
-    raw.seek(0)
-    return stack.enter_context(io.BufferedReader(raw))
-
-
-def _tell(job: Job, made: WrittenFile, options: Options) -> None:
-    target = "<stdout>" if job.target is None else printable(job.target)
-    if options.as_json:
-        _emit_json(
-            {
-                "input": job.name,
-                "output": target,
-                "speaker": made.speaker,
-                "seed": options.seed,
-                "sample_rate": made.sample_rate,
-                "samples": made.samples,
-                "seconds": round(made.seconds, 6),
-                "lanes": made.lanes,
-                "elapsed_seconds": round(made.elapsed_seconds, 3),
-                "real_time_factor": round(made.real_time_factor, 3),
-            }
-        )
-    if not options.quiet:
-        say(
-            f"{job.name} -> {target} ({printable(made.speaker)}), {made.seconds:.2f} s in "
-            f"{made.elapsed_seconds:.2f} s, {made.real_time_factor:.1f} times real time"
-        )
-
-
-@contextlib.contextmanager
-def _bar(job: Job, options: Options) -> Iterator[Callable[[float, float | None], None]]:
-    """A bar on stderr that vanishes with the file, and is not there when stderr is no terminal."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.1f} s"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=options.quiet or not console.is_terminal,
-    )
-    task = bar.add_task(escape(job.name), total=None)
-
-    def advance(done: float, total: float | None) -> None:
-        bar.update(task, completed=done, total=total)
-
-    with bar:
-        yield advance
-
-
-def _emit_json(row: dict[str, Any]) -> None:
-    emit(json.dumps(row))
+        raise exists_error(job.name, job.target_path or "", "its output {} exists")
+    suffix = f".{output_format(options.format_name, '-')}"
+    with (
+        source_of(job, "a recording") as source,
+        target_of(job, suffix) as target,
+        progress_of(job, handling, interruption) as advance,
+    ):
+        return converter.convert_to_file(source, target, **options.conversion(), progress=advance)

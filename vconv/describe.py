@@ -7,6 +7,7 @@ from typing import Any
 from .geometry import Geometry
 from .grid import Grid
 from .manifest import Manifest
+from .reading import printable
 
 
 def describe(manifest: Manifest) -> str:
@@ -49,7 +50,8 @@ def describe(manifest: Manifest) -> str:
     lines, before = [], ""
     for label, text in rows:
         if text.strip():
-            lines.append(f"{'' if label == before else label:<10}{' '.join(text.split())}".rstrip())
+            said = printable(" ".join(text.split()))  # a terminal obeys control characters
+            lines.append(f"{'' if label == before else label:<10}{said}".rstrip())
             before = label
     return "\n".join(lines)
 

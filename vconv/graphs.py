@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from .errors import ModelError, SetupError, UsageError
-from .onnxfile import graph_tensors
+from .onnxfile import check_operations, graph_tensors
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
@@ -98,6 +98,7 @@ class Graph:
         self, data: bytes, where: str, device: str, *, inputs: Signature, outputs: Signature
     ) -> None:
         self._where = where
+        check_operations(data, where)
         graph_tensors(data, where)  # refuses what lies outside of the file
         providers = _providers(device)
         options = onnxruntime.SessionOptions()

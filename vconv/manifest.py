@@ -24,6 +24,7 @@ MANIFEST = "manifest.json"
 
 _NO_DIGEST = "0" * 64
 MAX_BYTES = 4_000_000  # a thousand speakers need a tenth of it
+MAX_FILE_BYTES = 2**31 - 1  # what an ONNX file can have; the largest of the family have a tenth
 _COMPONENT = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Plain relative names: nothing absolute, hidden or upwards can be written in this alphabet.
@@ -34,13 +35,15 @@ REDUCED: tuple[Reduced, ...] = ("bf16", "int8")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class FileEntry(_Part):
     """Size in bytes and hash of one file."""
 
-    size: Count
+    size: Annotated[int, Field(ge=0, le=MAX_FILE_BYTES)]
     sha256: Sha256
 
 

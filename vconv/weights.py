@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 
 # The encoder's nine kernels (Chorowski et al. 2019, section III).
 _ENCODER_KERNELS = (3, 3, 4, 3, 3, 1, 1, 1, 1)
+_MAX_HEADER = 4_000_000  # a thousand tensors need a fortieth of it
 _SPECIAL_TYPES = {"num_batches_tracked": np.int64, "started": np.bool_}
 
 
@@ -116,6 +117,11 @@ def _wavenet(config: ModelConfig) -> dict[str, Shape]:
 
 def parse_tensors(data: bytes, where: str) -> Tensors:
     """The tensors of a safetensors file; ModelError if it is not one."""
+    header = int.from_bytes(data[:8], "little")
+    if _MAX_HEADER < header < len(data):  # a longer one is a lie that is found below
+        raise ModelError(
+            f"{where}: its header has {header:,} bytes; at most {_MAX_HEADER:,} are read."
+        )
     try:
         return load(data)
     except (SafetensorError, KeyError, ValueError) as error:
