@@ -374,7 +374,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_output(tmp_path: Path) -
     assert (tmp_path / "old.wav").read_bytes() == b"old"
 
 
-@pytest.mark.xfail(strict=True, reason="vconv.batch asks the system about the name unguarded")
 def test_an_output_whose_name_is_too_long_is_one_sentence(
     convert: Callable[..., Done], tmp_path: Path
 ) -> None:
@@ -447,11 +446,7 @@ def test_without_memory_nothing_partial_is_left(
 @pytest.mark.parametrize(
     ("package", "options"),
     [
-        pytest.param(
-            "onnxruntime",
-            (),
-            marks=pytest.mark.xfail(strict=True, reason="vconv.graphs imports it unguarded"),
-        ),
+        ("onnxruntime", ()),
         ("torch", ("--engine", "torchscript")),
     ],
 )

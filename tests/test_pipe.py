@@ -26,9 +26,8 @@ from vconv.audio import read
 from vconv.converter import Converter
 from vconv.pipe import convert_live, headerless, needs_the_whole, peeked
 
-# The command that tests of processes run. (Another entry, ["-m", "vconv", "convert", "-", "-o",
-# "-"], runs the same tests.)
-LIVE = [sys.executable, str(Path(__file__).with_name("live_driver.py"))]
+# The command that tests of processes run.
+LIVE = [sys.executable, "-m", "vconv", "convert", "-", "-o", "-", "-q"]
 
 
 @pytest.fixture(scope="module")

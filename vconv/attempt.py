@@ -57,6 +57,7 @@ class Options:
     record: str | None = None
     shard: str | None = None
     ray: str | None = None
+    raw: bool = False
 
     def conversion(self) -> dict[str, Any]:
         """As ``Converter.convert_to_file`` takes them."""

@@ -289,6 +289,8 @@ def replacing(path: str | os.PathLike[str], *, in_place: bool = True) -> Iterato
     target = Path(path)
     name = printable(target)
     beside = target.with_name(f"{beside_prefix(target)}{secrets.token_hex(4)}{target.suffix}")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise UsageError(f"{name}: is there and is no file; choose another output.")
     try:
         with writing(name):
             beside.open("xb").close()  # says better than libsndfile why it cannot be made

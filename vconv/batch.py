@@ -19,7 +19,7 @@ from .reading import printable
 
 # What in a folder is taken for a recording; a file that is named is tried whatever its name.
 # Those that libsndfile cannot read are among them: better refused by name than passed over.
-_KINDS = "aac aif aifc aiff au caf flac m4a mp3 oga ogg opus rf64 snd w64 wav webm wma"
+_KINDS = "3gp aac aif aifc aiff au caf flac m4a m4b mka mp3 oga ogg opus rf64 snd w64 wav webm wma"
 SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 
 
@@ -189,9 +189,10 @@ def _targets(
 
         return neighbour
     folder = Path(output)
-    if several and folder.exists() and not folder.is_dir():
+    is_folder = os.path.isdir(output)  # which, unlike Path's, takes a name of any length
+    if several and os.path.exists(output) and not is_folder:
         raise UsageError(f"{printable(folder)}: is no folder; several outputs need one.")
-    if not several and not folder.is_dir() and not output.endswith(("/", os.sep)):
+    if not several and not is_folder and not output.endswith(("/", os.sep)):
         return lambda source, root: str(folder)
 
     def inside(source: str | None, root: str | None) -> str:

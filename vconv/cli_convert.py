@@ -81,6 +81,10 @@ def convert(
     max_duration: Annotated[
         float | None, typer.Option(help="Refuse recordings longer than so many seconds.")
     ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Bare 16-bit mono samples at --sample-rate, stdin to stdout."),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace outputs that exist.")
     ] = False,
@@ -119,6 +123,7 @@ def convert(
             overwrite=overwrite,
             skip_existing=skip_existing,
             as_json=as_json,
+            raw=raw,
             quiet=quiet,
             verbose=verbose,
             jobs=jobs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Sequence
 
 from .attempt import Options, exists_error
@@ -11,16 +12,27 @@ from .batch import Job, Shard, output_format, plan_jobs, same_folder
 from .batch_output import Report
 from .converter import Converter, load
 from .errors import UsageError
+from .inputs import checked_rate
 from .interruption import Interruption
-from .job_files import Handling, progress_of, refuse_contradictions, source_of, target_of
+from .job_files import (
+    Handling,
+    progress_of,
+    refuse_contradictions,
+    source_of,
+    stdin_of,
+    target_of,
+)
 from .lanes import checked_lanes, usable_cores
+from .library_noise import libraries_silenced
 from .many_files import convert_jobs
 from .messages import log_on_stderr, say
+from .pipe import convert_live, headerless, needs_the_whole, peeked
 from .pitch import checked_semitones
 from .pool import Pool, Threads
 from .reading import printable
 from .record import Record
 from .results import WrittenFile
+from .wave_stream import Peeked
 
 MAX_JOBS = 1024
 
@@ -46,6 +58,7 @@ def convert_all(
     format_name = output_format(options.format_name, output)
     level = logging.DEBUG if options.verbose else logging.WARNING
     with contextlib.ExitStack() as stack:
+        stack.enter_context(libraries_silenced())
         stack.enter_context(log_on_stderr(level))
         converter = stack.enter_context(
             load(
@@ -115,7 +128,22 @@ def _refuse_more(
         raise UsageError(
             f"--ray converts on processors, not on {options.device!r}; leave one of them out."
         )
+    if options.raw:
+        if list(inputs) != ["-"] or output not in (None, "-"):
+            raise UsageError("--raw is for stdin and stdout.")
+        if options.sample_rate is None:
+            raise UsageError("--raw needs --sample-rate, the rate of the samples in Hz.")
+        if _needs_the_whole(options):
+            raise UsageError("--raw converts as it comes: without --lanes, --level and --format.")
     return count, shard
+
+
+def _needs_the_whole(options: Options) -> bool:
+    return needs_the_whole(
+        lanes=options.lanes,
+        level=options.level,
+        format_name=output_format(options.format_name, "-"),
+    )
 
 
 def _refuse_shared_folder(jobs: Sequence[Job], output: str | None) -> None:
@@ -188,9 +216,20 @@ def _piped(
         raise UsageError(f"{job.name}: {job.problem}")
     if job.exists and not options.overwrite:
         raise exists_error(job.name, job.target_path or "", "its output {} exists")
+    stdin: Peeked | None = None
+    if job.source_path is None and job.target_path is None and not _needs_the_whole(options):
+        found = stdin_of("a recording")
+        raw_rate = checked_rate(options.sample_rate or 0) if options.raw else None
+        stdin = peeked(found) if raw_rate is None else headerless(found, raw_rate)
+        if stdin.layout is not None:
+            # Not deferred: a signal must end the waiting for the next sound.
+            asked = options.conversion()
+            del asked["lanes"], asked["level"]
+            asked["output_rate"] = asked.pop("output_sample_rate")
+            return convert_live(converter, stdin, sys.stdout.buffer, raw=options.raw, **asked)
     suffix = f".{output_format(options.format_name, '-')}"
     with (
-        source_of(job, "a recording") as source,
+        source_of(job, "a recording", stdin) as source,
         target_of(job, suffix) as target,
         progress_of(job, handling, interruption) as advance,
     ):

@@ -14,10 +14,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from .errors import ModelError, SetupError, UsageError
 from .onnxfile import check_operations, graph_tensors
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise SetupError(
+        f"onnxruntime cannot be imported ({error}); pip install --force-reinstall onnxruntime, "
+        "or onnxruntime-gpu, may mend it, and vconv doctor says more."
+    ) from None
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]

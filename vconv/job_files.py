@@ -110,22 +110,27 @@ def target_name(job: Job) -> str:
 
 
 @contextlib.contextmanager
-def source_of(job: Job, what: str) -> Iterator[Path | BinaryIO]:
+def source_of(job: Job, what: str, stdin: io.RawIOBase | None = None) -> Iterator[Path | BinaryIO]:
     """A job's input: its path, or stdin as a file that can be rewound, on disk rather than in
     memory. ``what`` should come from there."""
     if job.source is not None:
         yield job.source
         return
-    if sys.stdin is None or sys.stdin.isatty():
-        raise InputError(f"<stdin>: is a terminal; pipe {what} into it.")
     with tempfile.TemporaryFile() as spool:
-        shutil.copyfileobj(sys.stdin.buffer, spool)
+        shutil.copyfileobj(stdin or stdin_of(what), spool)
         spool.flush()
         raw = io.FileIO(os.dup(spool.fileno()), "rb")
     raw.name = "<stdin>"  # what errors call it
     raw.seek(0)
     with io.BufferedReader(raw) as file:
         yield file
+
+
+def stdin_of(what: str) -> BinaryIO:
+    """Stdin, unless a person sits there; ``what`` should come from it."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError(f"<stdin>: is a terminal; pipe {what} into it.")
+    return sys.stdin.buffer
 
 
 @contextlib.contextmanager
