@@ -6,9 +6,9 @@ computed together share the reading, and several groups of lanes the processor's
 The recording is taken in rounds, so that memory is bounded. A round is cut near equal distances,
 each time at the quietest chunk around. A lane begins before its piece as a recording begins, in
 silence, and speaks beyond its end, so that neighbours overlap. In the overlap both say the same
-units with the same uniforms, which are counted by sample, not by lane: so they mostly draw the same
-codes, and once they have done so for a receptive field they are one and the same. Where they differ
-least they are crossfaded.
+units with the same uniforms, which are counted by sample, not by lane: so in fp32 they mostly draw
+the same codes, and once they have done so for a receptive field they are one and the same. In int8
+they seldom do. Where they differ least they are crossfaded.
 """
 
 from __future__ import annotations
