@@ -8,16 +8,10 @@ inputs and outputs of graphs (`test_bundle.py`); pickles, bombs and code found b
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 import re
-import shutil
-import subprocess
-import sys
 import time
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +19,8 @@ import pytest
 from onnx import helper
 
 import vconv
-from command_line import Done, Run, one_error, wav
+from command_line import Done, Run, one_error
 from malicious import (
-    Payload,
     Spoil,
     acting,
     array,
@@ -42,6 +35,7 @@ from malicious import (
     function,
     golden,
     graph,
+    honest_copy,
     huge,
     loop,
     lying_bomb,
@@ -65,7 +59,6 @@ from tiny_model import reseal
 from vconv.cli_shared import report_error
 from vconv.errors import VconvError
 
-HONEST = Path(__file__).parent / "export" / "format-1"
 SECONDS = 20  # of a busy machine; what hangs takes for ever
 MEMORY_KB = 700_000
 
@@ -81,7 +74,6 @@ WAYS: dict[str, tuple[object, ...]] = {
     "bench": ("bench", "--seconds", "0.01", "--lanes", "1", "--engine", "native"),
 }
 ALL = "load convert torchscript encode info speakers bench verify"
-USED = "load convert torchscript encode verify"  # by these the weights and graphs are
 KEPT = "info speakers"  # these look at the manifest only
 
 
@@ -99,20 +91,20 @@ class Attack:
 
 def unread(spoil: Spoil, says: str) -> Attack:
     """Of a file that only `vconv verify` reads."""
-    return Attack(spoil, says, refused="verify", harmless="load torchscript info")
+    return Attack(spoil, says, refused="verify", harmless="load")
 
 
-def used(spoil: Spoil, says: str, refused: str = USED) -> Attack:
+def used(spoil: Spoil, says: str, refused: str) -> Attack:
     return Attack(spoil, says, refused=refused, harmless=KEPT)
 
 
 def opened(spoil: Spoil, says: str) -> Attack:
     """What is refused before anything else."""
-    return Attack(spoil, says, refused="load info verify bench", sealed=False)
+    return Attack(spoil, says, refused="load info verify", sealed=False)
 
 
-WEIGHTS = "load convert torchscript verify"
-ENCODER = "load encode verify"
+WEIGHTS = "load torchscript bench verify"
+ENCODER = "load verify"
 DEEP = b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"-" * 9_000 + b"1,), }\n"
 WIDE = b"{'descr': '|V0', 'fortran_order': False, 'shape': (1000000000000000000,), }\n"
 NEGATIVE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -4), }\n"
@@ -120,11 +112,15 @@ NEGATIVE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -4), }\n"
 ATTACKS: dict[str, Attack] = {
     # Pickles
     "weights: pickle": used(pickled("weights.safetensors"), "weights.*not a whole", WEIGHTS),
-    "weights: torch.save": used(saved_by_torch("weights.safetensors"), "not a whole", WEIGHTS),
+    "weights: torch.save": used(
+        saved_by_torch("weights.safetensors"), "not a whole", "load verify"
+    ),
     "speakers: pickle": used(
         pickled("speakers.safetensors"), "speakers.*not a whole", "convert torchscript verify"
     ),
-    "encoder: pickle": used(pickled("encoder.onnx"), "encoder.onnx: ", ENCODER),
+    "encoder: pickle": used(
+        pickled("encoder.onnx"), "encoder.onnx: ", "load convert encode verify"
+    ),
     "conditioner: pickle": used(pickled("conditioner.onnx"), "conditioner.onnx: ", "load verify"),
     "manifest: pickle": Attack(
         pickled("manifest.json"), "manifest.json: not valid JSON", ALL, sealed=False
@@ -134,12 +130,14 @@ ATTACKS: dict[str, Attack] = {
     "golden: objects in a structure": unread(object_arrays, "codes is damaged"),
     "decoder.ts: pickle": unread(pickled("decoder.ts"), "decoder.ts: not a whole"),
     "decoder.ts: torch.save": unread(saved_by_torch("decoder.ts"), "1 of .* decoder.ts: tensors"),
-    "decoder.ts: __setstate__": unread(acting, "1 of .* decoder.ts: tensors"),
+    "decoder.ts: __setstate__": Attack(
+        acting, "1 of .* decoder.ts: tensors", "verify", harmless="load convert torchscript bench"
+    ),
     **{
         f"decoder.ts: a payload as {name}": Attack(
             rezipped("decoder.ts", replaced(name, lambda b: pickle.dumps(payload(b)))),
             "",
-            harmless="load torchscript verify",
+            harmless="verify",
         )
         for name in ("data.pkl", "constants.pkl", "extra/evil.pkl")
     },
@@ -149,7 +147,7 @@ ATTACKS: dict[str, Attack] = {
         bomb("golden.npz", "logits.npy", zipfile.ZIP_DEFLATED, 210_000_000), "are too large"
     ),
     "golden: bz2 bomb": unread(
-        lying_bomb("golden.npz", "logits.npy", 100_000_000), "is not deflated"
+        lying_bomb("golden.npz", "logits.npy", 30_000_000), "is not deflated"
     ),
     "golden: lzma": unread(
         rezipped("golden.npz", lambda *_: None, zipfile.ZIP_LZMA), "is not deflated"
@@ -165,12 +163,12 @@ ATTACKS: dict[str, Attack] = {
         bomb("decoder.ts", "data/9", zipfile.ZIP_DEFLATED, 210_000_000), "larger than the file"
     ),
     "decoder.ts: bz2 bomb": unread(
-        lying_bomb("decoder.ts", "data/9", 100_000_000), "tensors are packed"
+        lying_bomb("decoder.ts", "data/9", 30_000_000), "tensors are packed"
     ),
     # Tensors
-    "weights: 100 MB of header": used(
-        written("weights.safetensors", safetensors(b"{" + b" " * 99_000_000 + b"}")),
-        "header has 99,000,002 bytes",
+    "weights: 20 MB of header": used(
+        written("weights.safetensors", safetensors(b"{" + b" " * 20_000_000 + b"}")),
+        "header has 20,000,002 bytes",
         "load verify",
     ),
     "weights: 1e9 numbers": used(
@@ -235,7 +233,7 @@ ATTACKS: dict[str, Attack] = {
     "onnx: nested branches": used(graph(branches(30)), "a graph inside|nested too", ENCODER),
     "onnx: a function": used(graph(function), "holds functions", ENCODER),
     "onnx: a nested type": used(deep_type(3_000), "cannot load it", ENCODER),
-    "onnx: a long chain": used(graph(chain), "100,113 nodes", ENCODER),
+    "onnx: a long chain": used(graph(chain), "20,113 nodes", ENCODER),
     "onnx: huge dims": used(
         graph(lambda m: m.graph.initializer[0].dims.__setitem__(0, 10**12)),
         r"shape .* says",
@@ -253,7 +251,7 @@ ATTACKS: dict[str, Attack] = {
         "cannot|of unknown origin",
         "verify",
     ),
-    "onnx: session options": Attack(graph(settings), "", harmless="load convert encode verify"),
+    "onnx: session options": Attack(graph(settings), "", harmless="load verify"),
     # Manifests
     **{
         f"manifest: lists {name!r}": opened(named(name), "manifest.json: files")
@@ -276,12 +274,7 @@ ATTACKS: dict[str, Attack] = {
     "manifest: 1e30000 codes": opened(
         manifest(model__bottleneck__kind="fsq", model__bottleneck__levels=[1000] * 10_000), ""
     ),
-    "manifest: surrogates": Attack(
-        manifest(name="\ud800", speakers=["\ud800", "\udfff", "b"]),
-        "",
-        harmless="load info speakers",
-        sealed=False,
-    ),
+    "manifest: surrogates": opened(manifest(speakers=["\ud800", "b", "c"]), "speakers.0"),
     "manifest: a file of 2 TB": opened(
         manifest(files={"golden.npz": {"size": 2**41, "sha256": "1" * 64}}), "golden.npz.size"
     ),
@@ -294,8 +287,7 @@ ATTACKS: dict[str, Attack] = {
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    wav(tmp_path / "in.wav", 6_000)
-    return Path(shutil.copytree(HONEST, tmp_path / "bundle"))
+    return honest_copy(tmp_path)
 
 
 def enter(way: str, bundle: Path, run: Run, capfd: pytest.CaptureFixture[str]) -> Done:
@@ -346,118 +338,6 @@ def test_with_trust_code_the_code_runs_so_these_tests_would_see_it(bundle: Path,
 
 def test_enough_different_attacks_are_tried() -> None:
     assert len(ATTACKS) >= 60
-
-
-def test_a_name_cannot_command_the_terminal(bundle: Path, run: Run) -> None:
-    evil = "a\x1b]0;b\x07\u202e"
-    manifest(name=evil, speakers=[evil, "bea", "carl"], limits=evil)(bundle)
-    for way in ("info", "speakers"):
-        done = run(*WAYS[way], "-m", bundle)
-        assert done.code == 0
-        assert not re.search("[\x1b\x07\u202e]", done.out)
-        assert r"a\x1b]0;b\x07\u202e" in done.out
-    done = run("speakers", "--json", "-m", bundle)
-    assert json.loads(done.out)[0]["name"] == evil
-
-
-def test_a_speaker_s_name_leads_nowhere(bundle: Path, run: Run) -> None:
-    manifest(speakers=["../../evil", "/tmp/evil", "carl"])(bundle)
-    for index in ("0", "1"):
-        assert run("convert", "in.wav", "-s", index, "-m", bundle).code == 0
-    written_ = {path.name for path in bundle.parent.iterdir()}
-    assert written_ == {"bundle", "in.wav", "in.evil.wav", "in.tmp-evil.wav"}
-
-
-# Files that Python would take for its own, where the bundle is the working directory
-
-TAKEN = ("onnxruntime.py", "sitecustomize.py", "json.py", "time.py", "torch.py", "conftest.py")
-
-
-@pytest.fixture
-def inviting(bundle: Path) -> Iterator[Path]:
-    """A bundle that lists modules of names that vconv imports."""
-    code = f"import os\nopen({str(marker(bundle))!r}, 'w').close()\nraise SystemExit(9)\n"
-    for name in (*TAKEN, "numpy/__init__.py"):
-        written(name, code.encode())(bundle)
-    written("evil.pth", f"import os; os.mkdir({str(marker(bundle))!r})\n".encode())(bundle)
-    return reseal(bundle)
-
-
-def in_folder(bundle: Path, *command: object) -> int:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run(
-        [*map(str, command)], cwd=bundle, env=environment, capture_output=True, timeout=120
-    ).returncode
-
-
-SCRIPT = "import sys; sys.path.remove(''); from vconv.cli import main; main()"
-
-
-@pytest.mark.parametrize("way", ["info", "bench", "doctor"])
-def test_modules_in_a_bundle_are_not_imported(inviting: Path, way: str) -> None:
-    """As the installed command starts: its own folder is on the path, the working one is not."""
-    arguments = WAYS.get(way, (way,))
-    code = in_folder(inviting, sys.executable, "-c", SCRIPT, *arguments, "-m", ".")
-    assert not marker(inviting).exists()
-    assert code in (0, 4, 5) if way == "doctor" else code == 0
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="python -P is new in 3.11")
-def test_python_m_takes_modules_of_the_working_directory_unless_told_not_to(
-    inviting: Path,
-) -> None:
-    """Before any line of ours: why docs/bundle-format.md says how to start it there."""
-    assert in_folder(inviting, sys.executable, "-P", "-m", "vconv", "speakers", "-m", ".") == 0
-    assert not marker(inviting).exists()
-    assert in_folder(inviting, sys.executable, "-m", "vconv", "speakers", "-m", ".") == 9
-    assert marker(inviting).exists()
-
-
-# Checkpoints
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "code", "says"),
-    [
-        ("average.safetensors", None, 4, "average.safetensors: not a whole"),
-        ("speakers.json", None, 4, "speakers.json: not a list"),
-        ("speakers.json", b"[" * 100_000, 4, "speakers.json: not a list"),
-        ("config.yaml", b"!!python/object/apply:os.mkdir [ran]\n", 2, "config.yaml: "),
-        ("checkpoint.json", None, 4, "checkpoint.json is missing or damaged"),
-        ("checkpoint.json", b'{"a":' * 100_000, 4, "checkpoint.json is missing or damaged"),
-    ],
-)
-def test_nothing_of_a_malicious_checkpoint_runs(
-    tmp_path: Path, run: Run, name: str, content: bytes | None, code: int, says: str
-) -> None:
-    from hashlib import sha256
-
-    from tiny_model import write_checkpoint
-
-    at = write_checkpoint(tmp_path / "run" / "checkpoints" / "step-000000020")
-    evil = pickle.dumps(Payload(str(tmp_path / "ran"))) if content is None else content
-    (at / name).write_bytes(evil)
-    if name != "checkpoint.json":
-        header = json.loads((at / "checkpoint.json").read_text())
-        del header["digest"]
-        header["files"][name] = sha256(evil).hexdigest()
-        text = json.dumps(header, sort_keys=True).encode()
-        header["digest"] = sha256(text).hexdigest()
-        (at / "checkpoint.json").write_text(json.dumps(header, indent=1, sort_keys=True))
-    done = run("export", at, "-o", tmp_path / "out")
-    assert done.code == code
-    assert re.search(says, one_error(done))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
-
-
-def test_a_pickle_is_no_checkpoint_to_resume_from(tmp_path: Path, run: Run) -> None:
-    for name in ("step.pt", "step-000000020"):
-        (tmp_path / name).write_bytes(pickle.dumps(Payload(str(tmp_path / "ran"))))
-        config = Path(__file__).parents[1] / "configs" / "tiny.yaml"
-        done = run("train", config, "--resume", tmp_path / name)
-        assert done.code != 0
-        assert "fault of vconv" not in one_error(done)
-        assert not (tmp_path / "ran").exists()
 
 
 def reset_peak() -> int:
