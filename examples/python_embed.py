@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 import wave
 from pathlib import Path
@@ -163,6 +164,37 @@ def without_offset(wav: Floats) -> Floats:
     return np.array(filtered, np.float32)
 
 
+def speech_frames(wav: Floats) -> list[tuple[int, float, int]]:
+    """Frames of speech: where each ends, its smoothed power, and how many were clear so far."""
+    found, powers, minima = [], [], []
+    clear, lasts = 0, 0
+    squares = np.square(wav[: len(wav) // 160 * 160], dtype=np.float64).reshape(-1, 160)
+    for index, power in enumerate(squares.mean(1).tolist()):
+        if power < 1e-10:
+            continue
+        smoothed = sum(last := [*powers[-7:], power]) / len(last)
+        if len(powers) % 100 == 0:
+            minima.append(smoothed)
+        powers.append(power)
+        minima[-1] = min(minima[-1], smoothed)
+        lasts -= 1
+        if smoothed >= 10 * min(minima[-3:]):
+            clear, lasts = clear + 1, 20
+        if clear and lasts >= 0:
+            found.append((160 * (index + 1), smoothed, clear))
+    return found
+
+
+def gain(frames: list[tuple[int, float, int]], known: int, reference: float | None) -> np.float32:
+    """What brings the speech in the first ``known`` samples to the level of reference, in dBFS."""
+    speech = [frame for frame in frames if frame[0] <= known][-300:]
+    if reference is None or not speech:
+        return np.float32(1)
+    level = 10 * math.log10(sum(power for _, power, _ in speech) / len(speech))
+    wanted = min(1, speech[-1][2] / 40) ** 2 * (reference - level)
+    return np.float32(10 ** (min(max(wanted, -20), 40) / 20))
+
+
 def uniforms(seed: int, chunk: int) -> Floats:
     """The uniforms [CHUNK] of the chunk that begins at sample chunk x CHUNK."""
     bits = np.random.Philox(key=[seed, 0], counter=[0, 0, chunk, 0]).random_raw(CHUNK)
@@ -190,7 +222,9 @@ def convert(bundle: Bundle, wav: Floats, speaker: Floats, seed: int) -> Floats:
     first, stop = lead // -CHUNK, -(len(wav) // -CHUNK)
     # Silence around the recording, as much as the first and the last chunk hear of it.
     before = -first * CHUNK + plan["left"]
-    signal = np.pad(without_offset(wav), (before, CHUNK + plan["extra_samples"]))
+    recording = without_offset(wav)
+    signal = np.pad(recording, (before, CHUNK + plan["extra_samples"]))
+    frames, reference = speech_frames(recording), bundle.manifest.get("input_level_db")
     kept = np.zeros((0, bundle.golden["latents"].shape[1] + 2 * bundle.pitched), np.float32)
     pitch_sum, pitch_weight = PRIOR_UNITS * bundle.prior, float(PRIOR_UNITS)
     bundle.sampler.begin()
@@ -199,7 +233,8 @@ def convert(bundle: Bundle, wav: Floats, speaker: Floats, seed: int) -> Floats:
         # Only the units that the chunk before did not have: of the first chunk, all.
         count = CHUNK // unit + (plan["extra_units"] if chunk == first else 0)
         end = (chunk - first + 1) * CHUNK + plan["extra_samples"]
-        _, latents, pitch = bundle.encode(signal[end - window - (count - 1) * unit : end])
+        heard = signal[end - window - (count - 1) * unit : end]
+        _, latents, pitch = bundle.encode(heard * gain(frames, end - before, reference))
         if bundle.pitched:
             pitch_sum += float((pitch[:, 0].astype(np.float64) * pitch[:, 1]).sum())
             pitch_weight += float(pitch[:, 1].astype(np.float64).sum())

@@ -72,6 +72,7 @@ def export_run(
     limits: str = "",
     quality: Mapping[str, float] | None = None,
     speech: tuple[Sequence[Windows], int] | None = None,
+    input_level_db: float | None = None,
     overwrite: bool = False,
 ) -> list[Comparison]:
     """Export a training run's weight average as a bundle and verify it; what it returns passed.
@@ -90,6 +91,8 @@ def export_run(
         quality: figures to add to the last validation's.
         speech: held-out windows and the samples of one, on which the reduced precisions are judged;
             without it none is offered.
+        input_level_db: how loud held-out speech is, in dBFS, to which recordings will be brought;
+            without it they are heard as they are.
         overwrite: replace a bundle that is at ``out``.
 
     Raises UsageError if ``out`` exists or cannot be written or a clip is missing, ModelError for a
@@ -121,6 +124,7 @@ def export_run(
             speakers=found.speakers,
             quality=figures,
             precisions=_precisions(found, speech),
+            input_level_db=input_level_db,
             limits=limits,
             training=training,
             data=data,

@@ -212,7 +212,7 @@ def export(
     from .reading import printable
 
     with log_on_stderr():
-        speech = _heldout_speech(find_checkpoint(run, checkpoint))
+        speech, level_db = _heldout_speech(find_checkpoint(run, checkpoint))
         made = export_run(
             run,
             output,
@@ -224,10 +224,11 @@ def export(
             licence=licence,
             limits=limits,
             speech=None if isinstance(speech, str) else speech,
+            input_level_db=level_db,
             overwrite=overwrite,
         )
     if isinstance(speech, str):
-        say(f"reduced precisions are not offered: {speech}")
+        say(f"reduced precisions are not offered, nor are inputs brought to a level: {speech}")
     for precision, cost in Bundle.open(output).manifest.precisions.items():
         offered = "offered" if cost < MAX_COST else f"not offered: {MAX_COST:g} are allowed"
         say(f"{precision} costs {cost:+.4f} nats a sample of held-out speech ({offered})")
@@ -245,13 +246,13 @@ def _require(extra: str, *packages: str) -> None:
                 raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
-def _heldout_speech(checkpoint: Path) -> tuple[list[Any], int] | str:
-    """For what export judges on it: see ``train.speech``. Or why there is none."""
+def _heldout_speech(checkpoint: Path) -> tuple[tuple[list[Any], int] | str, float | None]:
+    """For what export judges on it, or why there is none, and its level: see ``train.speech``."""
     try:
-        from vconv.train.speech import heldout_speech
+        from vconv.train.speech import heldout_level, heldout_speech
     except ImportError as error:
-        return f"{error.name or 'a package'} is missing, which reading the corpus needs"
-    return heldout_speech(checkpoint)
+        return f"{error.name or 'a package'} is missing, which reading the corpus needs", None
+    return heldout_speech(checkpoint), heldout_level(checkpoint)
 
 
 @contextmanager

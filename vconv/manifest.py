@@ -154,6 +154,8 @@ class Manifest(_Part):
     quality: dict[str, float] = {}
     # What generating with reduced weights costs, in nats a sample of held-out speech.
     precisions: dict[Reduced, Annotated[float, Field(allow_inf_nan=False)]] = {}
+    # How loud the speech is that the encoder was trained on, in dBFS; see input_level.py.
+    input_level_db: Annotated[float, Field(allow_inf_nan=False)] | None = None
     limits: str = ""
     training: TrainingInfo
     data: DataInfo

@@ -68,6 +68,7 @@ class Model:
         self.codebook = bundle.codebook
         # Of a model without pitch none is heard, whatever it would be relative to.
         self.pitch_prior = bundle.pitch_prior or 0.0
+        self.input_level_db = bundle.manifest.input_level_db
         self._encoder = bundle.encoder(device)
         self._conditioner = bundle.conditioner(device)
         self.engine: Engine = create_engine(

@@ -22,6 +22,7 @@ from .engines import Codes as EngineCodes
 from .errors import InputError
 from .geometry import FRAME_LENGTH
 from .grid import Grid
+from .input_level import InputLevel
 from .loudness import Loudness
 from .model import Model, Stretch, joined
 from .pitch import RelativePitch, shifted
@@ -54,6 +55,7 @@ class ChunkEncoder:
         self._name = name
         self._resampler = Resampler(rate, SAMPLE_RATE)
         self._filter = DCFilter(SAMPLE_RATE)
+        self._level = InputLevel(model.input_level_db)
         self._waiting = np.zeros(0, np.float32)
         # Filtered samples from the span of the next chunk's new units on; before the recording
         # there is silence.
@@ -92,9 +94,12 @@ class ChunkEncoder:
         new, self._waiting = self._waiting[:wanted], self._waiting[wanted:]
         filtered = self._filter(new)
         self.loudness.add(filtered)
+        self._level.add(filtered)
         silence = np.zeros(wanted - len(new), np.float32)
         self._signal = np.concatenate((self._signal, filtered, silence))
-        units = joined((self._shared, self._hear(self._signal[: self._span])))
+        # One gain for all that these units hear: none of them hears it change.
+        heard = self._signal[: self._span] * np.float32(self._level.gain)
+        units = joined((self._shared, self._hear(heard)))
         self._own = np.concatenate((self._own, filtered, silence))
         chunk = Chunk(self._index, units, self._levels())
         self._signal = self._signal[self._span - grid.overlap :]

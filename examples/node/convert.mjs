@@ -73,6 +73,34 @@ function withoutOffset(wav) {
   })
 }
 
+/** Frames of speech: where each ends, its smoothed power, and how many were clear so far. */
+function speechFrames(wav) {
+  const [found, powers, minima] = [[], [], []]
+  let [clear, lasts] = [0, 0]
+  for (let end = 160; end <= wav.length; end += 160) {
+    const power = wav.subarray(end - 160, end).reduce((sum, x) => sum + x * x, 0) / 160
+    if (power < 1e-10) continue
+    const last = [...powers.slice(-7), power]
+    const smoothed = last.reduce((sum, x) => sum + x) / last.length
+    if (powers.length % 100 === 0) minima.push(smoothed)
+    powers.push(power)
+    minima.push(Math.min(minima.pop(), smoothed))
+    lasts--
+    if (smoothed >= 10 * Math.min(...minima.slice(-3))) [clear, lasts] = [clear + 1, 20]
+    if (clear && lasts >= 0) found.push({ end, smoothed, clear })
+  }
+  return found
+}
+
+/** What brings the speech in the first `known` samples to the level of reference, in dBFS. */
+function gain(frames, known, reference) {
+  const speech = frames.filter(({ end }) => end <= known).slice(-300)
+  if (reference == null || speech.length === 0) return 1
+  const mean = speech.reduce((sum, { smoothed }) => sum + smoothed, 0) / speech.length
+  const wanted = Math.min(1, speech.at(-1).clear / 40) ** 2 * (reference - 10 * Math.log10(mean))
+  return Math.fround(10 ** (Math.min(Math.max(wanted, -20), 40) / 20))
+}
+
 /** The value of each code. */
 function soundOfCodes(levels) {
   return Float32Array.from({ length: levels }, (_, code) => {
@@ -83,13 +111,16 @@ function soundOfCodes(levels) {
 
 /** wav [T] -> [T]. */
 async function convert(model, wav, speaker, seed) {
-  const { geometry, model: config } = model.manifest
+  const { geometry, model: config, input_level_db: reference } = model.manifest
   const { chunk: plan, unit_hop: unit, encoder_window: window, lead_samples: lead } = geometry
   const hop = geometry.conditioning_hop
   const [first, stop] = [-Math.ceil(lead / CHUNK), Math.ceil(wav.length / CHUNK)]
   // Silence around the recording, as much as the first and the last chunk hear of it.
+  const before = plan.left - first * CHUNK
   const signal = new Float32Array((stop - first) * CHUNK + plan.extra_samples)
-  signal.set(withoutOffset(wav), plan.left - first * CHUNK)
+  const recording = withoutOffset(wav)
+  signal.set(recording, before)
+  const frames = speechFrames(recording)
   const wavenet = new WaveNet(model.manifest, model.tensors)
   const values = soundOfCodes(wavenet.levels)
   const out = new Float32Array((stop + 1) * CHUNK)
@@ -98,7 +129,8 @@ async function convert(model, wav, speaker, seed) {
     // Only the units that the chunk before did not have: of the first chunk, all.
     const count = CHUNK / unit + (chunk === first ? plan.extra_units : 0)
     const end = (chunk - first + 1) * CHUNK + plan.extra_samples
-    const heard = signal.slice(end - window - (count - 1) * unit, end)
+    const factor = gain(frames, end - before, reference)
+    const heard = signal.slice(end - window - (count - 1) * unit, end).map((x) => x * factor)
     const units = [...kept, ...(await model.encode(heard)).latents]
     kept = units.slice(CHUNK / unit)
     const steps = (await model.condition(units, speaker)).slice(plan.skip)

@@ -16,9 +16,10 @@ from vconv.engines import base
 from vconv.errors import UsageError
 from vconv.export.precision import precision_costs
 from vconv.export.verify import verify
+from vconv.input_level import speech_level
 from vconv.train.batches import held_out
 from vconv.train.checkpoint import save_checkpoint
-from vconv.train.speech import heldout_speech
+from vconv.train.speech import heldout_level, heldout_speech
 from vconv.train.validate import validate
 from voices import PITCHES, prepared
 
@@ -74,7 +75,8 @@ def test_held_out_speech_is_that_of_the_checkpoints_own_corpus(corpus_path, tmp_
         return save_checkpoint(tmp_path / folder, state, changed, tuple(PITCHES), facts)
 
     digest = batches.excerpts.corpus.digest
-    found = heldout_speech(saved("right", digest))
+    right = saved("right", digest)
+    found = heldout_speech(right)
     assert not isinstance(found, str)
     speech, window = found
     assert window == config.data.window
@@ -82,7 +84,15 @@ def test_held_out_speech_is_that_of_the_checkpoints_own_corpus(corpus_path, tmp_
     assert expected is not None
     assert sum(len(batch.wav) for batch in speech) == expected.count
     assert torch.equal(speech[0].codes, expected.batches[0].codes)
-    assert "is another corpus" in str(heldout_speech(saved("other", "0" * 64)))
+    corpus = batches.excerpts.corpus
+    wavs = [
+        corpus.excerpt(int(u), 0, int(corpus.utterances.length[u]))
+        for u in np.flatnonzero(corpus.utterances.heldout)
+    ]
+    assert heldout_level(right) == pytest.approx(speech_level(wavs), abs=0.01)
+    other = saved("other", "0" * 64)
+    assert "is another corpus" in str(heldout_speech(other))
+    assert heldout_level(other) is None
     gone = heldout_speech(saved("gone", digest, corpus="nowhere"))
     assert gone == "its corpus, nowhere, is not there"
 
