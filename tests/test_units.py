@@ -208,8 +208,8 @@ def test_units_that_a_file_cannot_hold_are_usage_errors(tmp_path: Path) -> None:
         with pytest.raises(vconv.UsageError, match=says):
             units.save(tmp_path / "x.units")
     (tmp_path / "x.units").mkdir()
-    for place in ("x.units", "nowhere/x.units"):
-        with pytest.raises(vconv.UsageError, match="cannot be written"):
+    for place, why in (("x.units", "is no file"), ("nowhere/x.units", "cannot be written")):
+        with pytest.raises(vconv.UsageError, match=why):
             FOUR.save(tmp_path / place)
     assert tree(tmp_path) == []
 
