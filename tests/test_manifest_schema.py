@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from pydantic import ValidationError
 
@@ -65,7 +66,7 @@ def test_the_schema_is_what_its_script_writes() -> None:
 def test_the_schema_names_every_field_and_no_other() -> None:
     schema = json.loads(SCHEMA.read_bytes())
     assert schema["properties"].keys() == Manifest.model_fields.keys()
-    optional = {"quality", "precisions", "limits", "tools"}
+    optional = {"quality", "precisions", "limits", "tools", "input_level_db"}
     assert set(schema["required"]) == Manifest.model_fields.keys() - optional
     sections = [schema, *schema["$defs"].values()]
     assert not any(each.get("additionalProperties", True) for each in sections)
@@ -76,7 +77,6 @@ def test_the_schema_names_every_field_and_no_other() -> None:
 
 @pytest.mark.parametrize("path", [BUNDLED, FIRST, "format-2"], ids=["bundled", "first", "second"])
 def test_manifests_that_are_read_pass(path: Path | str, tmp_path: Path) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     if isinstance(path, str):
         shutil.unpack_archive(FIRST.parents[1] / f"{path}.tar.xz", tmp_path, filter="data")
         path = tmp_path / path / "manifest.json"
@@ -87,7 +87,6 @@ def test_manifests_that_are_read_pass(path: Path | str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_manifests_fail_the_schema(case: str) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_bytes()))
     assert not validator.is_valid(broken(case))
 
