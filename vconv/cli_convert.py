@@ -8,40 +8,69 @@ import typer
 
 from .cli_shared import ModelOption, interruption, report_error
 
+InputsArgument = Annotated[
+    list[str], typer.Argument(metavar="INPUT", help="Recordings, folders, or - for stdin.")
+]
+SpeakerOption = Annotated[
+    str,
+    typer.Option("-s", "--speaker", help="Name, index, index:N, or a mixture a:0.7,b:0.3."),
+]
+RecordingOption = Annotated[
+    str | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="A file for one input, a folder for several, - for stdout; by default "
+        "<stem>.<speaker>.wav beside the input.",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda[:N].")]
+EngineOption = Annotated[str, typer.Option(help="auto, native or torchscript.")]
+PrecisionOption = Annotated[
+    str, typer.Option(help="auto, fp32, bf16 or int8: how the native engine keeps weights.")
+]
+SeedOption = Annotated[int, typer.Option(help="Same seed, same bytes.")]
+TemperatureOption = Annotated[
+    float, typer.Option(help="Of the draws: 1 as trained, 0 the likeliest.")
+]
+PitchOption = Annotated[
+    float,
+    typer.Option(
+        metavar="SEMITONES", help="Speak higher, or lower; of a model trained with pitch."
+    ),
+]
+RecursiveOption = Annotated[bool, typer.Option("-r", "--recursive", help="Look into sub-folders.")]
+FormatOption = Annotated[str | None, typer.Option("-f", "--format", help="wav, flac, ogg or mp3.")]
+RateOption = Annotated[
+    int | None, typer.Option(help="The output's rate in Hz; by default the model's.")
+]
+ChannelOption = Annotated[
+    int | None, typer.Option(help="Take this channel (from 0); by default the mean.")
+]
+TruncatedOption = Annotated[
+    bool, typer.Option("--allow-truncated", help="Take what is there of a cut file.")
+]
+MaxDurationOption = Annotated[
+    float | None, typer.Option(help="Refuse recordings longer than so many seconds.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Pass over outputs that exist.")]
+RowsOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a file on stdout.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors and warnings.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
+
 
 def convert(
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Recordings, folders, or - for stdin.")
-    ],
-    speaker: Annotated[
-        str,
-        typer.Option("-s", "--speaker", help="Name, index, index:N, or a mixture a:0.7,b:0.3."),
-    ],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="A file for one input, a folder for several, - for stdout; by default "
-            "<stem>.<speaker>.wav beside the input.",
-        ),
-    ] = None,
+    inputs: InputsArgument,
+    speaker: SpeakerOption,
+    output: RecordingOption = None,
     model: ModelOption = "demo",
-    device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda[:N].")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, native or torchscript.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="auto, fp32, bf16 or int8: how the native engine keeps weights.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
-    temperature: Annotated[
-        float, typer.Option(help="Of the draws: 1 as trained, 0 the likeliest.")
-    ] = 1.0,
-    pitch: Annotated[
-        float,
-        typer.Option(
-            metavar="SEMITONES", help="Speak higher, or lower; of a model trained with pitch."
-        ),
-    ] = 0.0,
+    device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    seed: SeedOption = 0,
+    temperature: TemperatureOption = 1.0,
+    pitch: PitchOption = 0.0,
     lanes: Annotated[
         str,
         typer.Option(help="auto or a number: pieces of a recording that are generated together."),
@@ -60,42 +89,24 @@ def convert(
         str | None,
         typer.Option(metavar="[=ADDRESS]", help="On a Ray cluster: one that is running, or here."),
     ] = None,
-    recursive: Annotated[
-        bool, typer.Option("-r", "--recursive", help="Look into sub-folders.")
-    ] = False,
-    format_name: Annotated[
-        str | None, typer.Option("-f", "--format", help="wav, flac, ogg or mp3.")
-    ] = None,
-    sample_rate: Annotated[
-        int | None, typer.Option(help="The output's rate in Hz; by default the model's.")
-    ] = None,
+    recursive: RecursiveOption = False,
+    format_name: FormatOption = None,
+    sample_rate: RateOption = None,
     level: Annotated[
         str, typer.Option(help="keep, match (the input's loudness) or peak (-1 dB).")
     ] = "keep",
-    channel: Annotated[
-        int | None, typer.Option(help="Take this channel (from 0); by default the mean.")
-    ] = None,
-    allow_truncated: Annotated[
-        bool, typer.Option("--allow-truncated", help="Convert what is there of a cut file.")
-    ] = False,
-    max_duration: Annotated[
-        float | None, typer.Option(help="Refuse recordings longer than so many seconds.")
-    ] = None,
+    channel: ChannelOption = None,
+    allow_truncated: TruncatedOption = False,
+    max_duration: MaxDurationOption = None,
     raw: Annotated[
         bool,
         typer.Option("--raw", help="Bare 16-bit mono samples at --sample-rate, stdin to stdout."),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace outputs that exist.")
-    ] = False,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Pass over outputs that exist.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a file on stdout.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only errors and warnings.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    overwrite: OverwriteOption = False,
+    skip_existing: SkipOption = False,
+    as_json: RowsOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> int:
     """Say recordings in a speaker's voice."""
     from .convert_command import Options, convert_all
@@ -136,19 +147,8 @@ def convert(
     )
 
 
-DeviceOption = Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda[:N].")]
-RecursiveOption = Annotated[bool, typer.Option("-r", "--recursive", help="Look into sub-folders.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
-SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Pass over outputs that exist.")]
-RowsOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a file on stdout.")]
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Only errors and warnings.")]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
-
-
 def encode(
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Recordings, folders, or - for stdin.")
-    ],
+    inputs: InputsArgument,
     output: Annotated[
         str | None,
         typer.Option(
@@ -161,15 +161,9 @@ def encode(
     model: ModelOption = "demo",
     device: DeviceOption = "auto",
     recursive: RecursiveOption = False,
-    channel: Annotated[
-        int | None, typer.Option(help="Take this channel (from 0); by default the mean.")
-    ] = None,
-    allow_truncated: Annotated[
-        bool, typer.Option("--allow-truncated", help="Encode what is there of a cut file.")
-    ] = False,
-    max_duration: Annotated[
-        float | None, typer.Option(help="Refuse recordings longer than so many seconds.")
-    ] = None,
+    channel: ChannelOption = None,
+    allow_truncated: TruncatedOption = False,
+    max_duration: MaxDurationOption = None,
     overwrite: OverwriteOption = False,
     skip_existing: SkipOption = False,
     as_json: RowsOption = False,
@@ -201,42 +195,18 @@ def decode(
     inputs: Annotated[
         list[str], typer.Argument(metavar="UNITS", help=".units files, folders, or - for stdin.")
     ],
-    speaker: Annotated[
-        str,
-        typer.Option("-s", "--speaker", help="Name, index, index:N, or a mixture a:0.7,b:0.3."),
-    ],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="A file for one input, a folder for several, - for stdout; by default "
-            "<stem>.<speaker>.wav beside the input.",
-        ),
-    ] = None,
+    speaker: SpeakerOption,
+    output: RecordingOption = None,
     model: ModelOption = "demo",
     device: DeviceOption = "auto",
-    engine: Annotated[str, typer.Option(help="auto, native or torchscript.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="auto, fp32, bf16 or int8: how the native engine keeps weights.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
-    temperature: Annotated[
-        float, typer.Option(help="Of the draws: 1 as trained, 0 the likeliest.")
-    ] = 1.0,
-    pitch: Annotated[
-        float,
-        typer.Option(
-            metavar="SEMITONES", help="Speak higher, or lower; of a model trained with pitch."
-        ),
-    ] = 0.0,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    seed: SeedOption = 0,
+    temperature: TemperatureOption = 1.0,
+    pitch: PitchOption = 0.0,
     recursive: RecursiveOption = False,
-    format_name: Annotated[
-        str | None, typer.Option("-f", "--format", help="wav, flac, ogg or mp3.")
-    ] = None,
-    sample_rate: Annotated[
-        int | None, typer.Option(help="The output's rate in Hz; by default the model's.")
-    ] = None,
+    format_name: FormatOption = None,
+    sample_rate: RateOption = None,
     level: Annotated[str, typer.Option(help="keep or peak (-1 dB).")] = "keep",
     overwrite: OverwriteOption = False,
     skip_existing: SkipOption = False,
