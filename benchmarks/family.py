@@ -20,28 +20,26 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 import vconv
 from vconv.bundle import Bundle
 from vconv.export.verify import Comparison, verify
-from vconv.manifest import Manifest
 from vconv.train.corpus import Corpus
+from vconv.train.evaluation.model_figures import bits_per_second
+from vconv.train.evaluation.probe import PROBE_SECONDS, accuracy, histograms, means
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo.yaml"
 DOCUMENT = ROOT / "docs" / "family.md"
 EXAMPLE = ROOT / "examples" / "hello.wav"
 SPEAKER = "12"
-PROBE_SECONDS = 1.0
 # What of an export is compared with the trained network's own numbers, by the comparisons' names.
 PARITY = {
     "latents": "encoder.onnx: latents against golden",
@@ -171,21 +169,18 @@ def name_speakers(bundle: Path, corpus: Corpus) -> tuple[float | None, float]:
     from the histogram of their codes (None without codes), and from their latents' mean."""
     splits = {split: list(_seconds(bundle, corpus, split)) for split in PROBE_UTTERANCES}
     accuracies: list[float | None] = []
-    for kind in (1, 2):
-        x = {split: [second[kind] for second in found] for split, found in splits.items()}
-        y = {split: [second[0] for second in found] for split, found in splits.items()}
-        if x["train"][0] is None:
-            accuracies.append(None)
-            continue
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        classifier.fit(np.stack(x["train"]), y["train"])
-        accuracies.append(float(classifier.score(np.stack(x["heldout"]), y["heldout"])))
+    for kind in (0, 1):
+        train, heldout = (
+            [(who, x) for who, *pooled in splits[split] if (x := pooled[kind]) is not None]
+            for split in PROBE_UTTERANCES
+        )
+        accuracies.append(accuracy(train, heldout) if train else None)
     latents = accuracies[1]
     assert latents is not None
     return accuracies[0], latents
 
 
-Pooled = tuple[int, "npt.NDArray[np.float64] | None", "npt.NDArray[np.float64]"]
+Pooled = tuple[int, "npt.NDArray[np.floating] | None", "npt.NDArray[np.floating]"]
 
 
 def _seconds(bundle: Path, corpus: Corpus, split: str) -> Iterator[Pooled]:
@@ -204,21 +199,12 @@ def _seconds(bundle: Path, corpus: Corpus, split: str) -> Iterator[Pooled]:
                 units = converter.encode(wav, sample_rate=corpus.sample_rate)
                 latents = units.latents if codebook is None else codebook[units.codes]
                 assert latents is not None
-                for begin in range(0, len(latents) - length + 1, length):
-                    here = slice(begin, begin + length)
-                    histogram = None
-                    if codebook is not None and units.codes is not None:
-                        histogram = np.bincount(units.codes[here], minlength=len(codebook))
-                    yield speaker, histogram, latents[here].mean(0, dtype=np.float64)
-
-
-def bits_per_second(manifest: Manifest) -> float | None:
-    """What the units carry at most: the logarithm of the number of codes, or a VAE's KL on
-    held-out speech. Nothing bounds the others."""
-    if manifest.bottleneck.bits_per_second is not None:
-        return manifest.bottleneck.bits_per_second
-    kl = manifest.quality.get("heldout_kl")
-    return None if kl is None else manifest.unit_rate * kl / math.log(2)
+                counted: Iterator[npt.NDArray[np.floating] | None] = repeat(None)
+                if codebook is not None and units.codes is not None:
+                    counted = histograms(units.codes, len(codebook), length)
+                # The counts are the longer where there are none.
+                for mean, histogram in zip(means(latents, length), counted, strict=False):
+                    yield speaker, histogram, mean
 
 
 def _worst(made: list[Comparison], name: str) -> float | None:

@@ -1,0 +1,1 @@
+"""Measuring conversion: ``vconv evaluate`` (docs/evaluation.md)."""
