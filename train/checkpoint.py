@@ -30,12 +30,12 @@ from vconv.config import Config, dump_yaml, load_config
 from vconv.errors import ModelError, SetupError, UsageError
 from vconv.weights import Shape, Tensors, check_tensors, parse_tensors
 
+from .optimizer import slots
 from .state import TrainState
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{9})")
 _HEADER = "checkpoint.json"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,19 @@ class Checkpoint:
         shapes: dict[str, Shape] = {}
         for name in parameters.keys() & present:
             shape = tuple(parameters[name].shape)
-            shapes |= {f"{name}/{slot}": () if slot == "step" else shape for slot in _MOMENTS}
+            shapes |= {
+                f"{name}/{slot}": () if slot == "step" else shape
+                for slot in slots(state.optimizer, parameters[name])
+            }
         check_tensors(moments, shapes, str(path))
         if self.step and not moments:
             raise ModelError(f"{path}: has no tensors; an optimiser without its moments is none.")
-        slots: dict[str, dict[str, Tensor]] = {}
+        kept: dict[str, dict[str, Tensor]] = {}
         for key, array in moments.items():
             name, _, slot = key.rpartition("/")
-            slots.setdefault(name, {})[slot] = _tensor(array).to(parameters[name].device)
+            kept.setdefault(name, {})[slot] = _tensor(array).to(parameters[name].device)
         for name, parameter in parameters.items():
-            state.optimizer.state[parameter] = slots.get(name, {})
+            state.optimizer.state[parameter] = kept.get(name, {})
         state.step = self.step
 
 

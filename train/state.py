@@ -18,6 +18,7 @@ from vconv.nn.pitch import Pitch, voiced_sums
 
 from .batches import TrainingBatches
 from .corpus import Corpus
+from .optimizer import build_optimizer
 from .world import World
 
 # Derived from the weights before every use (``refresh_norms``), hence not averaged.
@@ -102,13 +103,7 @@ def build_state(config: Config, corpus: Corpus, device: torch.device) -> TrainSt
         model.pitch.speaker_means.copy_(mean_pitches(model.pitch, corpus))
     model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.train.learning_rate,
-        weight_decay=config.train.weight_decay,
-        fused=True,
-    )
-    return TrainState(model, average, optimizer, step=0)
+    return TrainState(model, average, build_optimizer(config.train, model), step=0)
 
 
 @torch.no_grad()

@@ -265,8 +265,10 @@ class TrainConfig(Section):
     ``microbatches``: equal parts of a batch, each with batch-norm statistics of its own, whose
     gradients are averaged into one step; shared out among the processes, and one after another
     within a process (gradient accumulation). null: one for each process there is when the run
-    starts. ``elastic_exact``: any number of processes gives the same bits. ``compile``: encoder
-    and decoder by torch.compile. ``sample_every``: steps between conversions to listen to; 0 off.
+    starts. ``elastic_exact``: any number of processes gives the same bits. ``optimizer``: adamw,
+    or muon, which moves the decoder's matrices by orthogonalised momentum and the rest by AdamW.
+    ``compile``: encoder and decoder by torch.compile. ``sample_every``: steps between conversions
+    to listen to; 0 off.
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -276,6 +278,7 @@ class TrainConfig(Section):
     microbatches: Positive | None = None
     elastic_exact: bool = False
     decode_batch: Positive | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 4e-4
     warmup: Annotated[int, Field(ge=0)] = 200
     halve_at: tuple[Positive, ...] = ()

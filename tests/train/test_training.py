@@ -182,8 +182,9 @@ def test_a_gpu_follows_the_cpu(corpus_path, precision):
     np.testing.assert_allclose(found, first_losses(corpus_path, CPU), atol=0.1)
 
 
-def test_a_stopped_and_resumed_run_ends_in_the_same_state(corpus_path, tmp_path):
-    config = make_config(corpus_path, steps=8)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_and_resumed_run_ends_in_the_same_state(corpus_path, tmp_path, optimizer):
+    config = make_config(corpus_path, steps=8, optimizer=optimizer)
     whole, _, batches = parts(config)
     fit(whole, batches, None, config, CPU, observe=lambda progress: True)
 
