@@ -108,8 +108,7 @@ class Model:
         if self.codebook is None:
             return np.zeros(len(units) - context, np.bool_)
         silent = units.codes == self._silent_unit.codes[0]
-        hops: npt.NDArray[np.bool_] = sliding_window_view(silent, context + 1).all(1)
-        return hops
+        return np.asarray(sliding_window_view(silent, context + 1).all(1))
 
     @cached_property
     def _silent_unit(self) -> Stretch:

@@ -216,13 +216,12 @@ class Sampling:
         silent = np.stack([model.silent_hops(chunk.units) for chunk in chunks])
         steps = hop // model.geometry.conditioning_hop
         extra = conditioning.shape[1] - silent.shape[1] * steps
-        codes = []
+        codes: EngineCodes = np.zeros(numbers.shape, np.uint8)
         for begin, end in _alike(silent):
+            here = slice(begin * hop, end * hop)
             part = conditioning[:, begin * steps : end * steps + extra]
-            part_of_numbers = numbers[:, begin * hop : end * hop]
-            codes.append(self._say(part, part_of_numbers, silent[:, begin]))
-        made: EngineCodes = np.concatenate(codes, axis=1)
-        return made
+            codes[:, here] = self._say(part, numbers[:, here], silent[:, begin])
+        return codes
 
     def _say(
         self, conditioning: Samples, numbers: Samples, silent: npt.NDArray[np.bool_]
