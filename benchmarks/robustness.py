@@ -1,6 +1,6 @@
 """What a model makes of inputs that it was not trained on: bursts, dropouts, noise, silence.
 
-    python benchmarks/robustness.py BUNDLE [--voices MANIFEST] [--speakers slt,kal] [--temperature T]
+    python benchmarks/robustness.py BUNDLE [--voices MANIFEST] [--speakers A,B] [--temperature T]
 
 BUNDLE is a folder or a name. The inputs are made here, the same on every run: `spoken` and
 `others` list them. `clean` and everything made of it are held-out sentences of four voices, read
@@ -160,10 +160,8 @@ def measure(
     """Every input's conversions. `clean` comes first: the others are judged by its levels."""
     inputs = dict(spoken(recordings))
     made = {(i, t): say(s.given, t) for i, s in enumerate(inputs["clean"]) for t in targets}
-    typical = {
-        t: float(np.percentile(np.concatenate([levels(o) for (_, u), o in made.items() if u == t]), 95))
-        for t in targets
-    }
+    pooled = {t: [levels(out) for (_, to), out in made.items() if to == t] for t in targets}
+    typical = {t: float(np.percentile(np.concatenate(pooled[t]), 95)) for t in targets}
     copies: dict[str, Figures] = {}
     for target in targets:
         own = recordings.of(target)
@@ -418,8 +416,10 @@ FORMS = {
     "dead": ".2f",
     "runaway": ".1f",
 }
-HEAD = "input | conversions | in, dBFS | out, dBFS | dropped | babble | bursts | floor, dB | dead, s "
-HEAD += "| runaway, dB | passes"
+HEAD = (
+    "input | conversions | in, dBFS | out, dBFS | dropped | babble | bursts | floor, dB | dead, s "
+    "| runaway, dB | passes"
+)
 
 
 def table(rows: Mapping[str, Sequence[Figures]]) -> tuple[str, list[str]]:
