@@ -227,6 +227,9 @@ def convert(bundle: Bundle, wav: Floats, speaker: Floats, seed: int) -> Floats:
     frames, reference = speech_frames(recording), bundle.manifest.get("input_level_db")
     kept = np.zeros((0, bundle.golden["latents"].shape[1] + 2 * bundle.pitched), np.float32)
     pitch_sum, pitch_weight = PRIOR_UNITS * bundle.prior, float(PRIOR_UNITS)
+    coded = bundle.manifest["bottleneck"]["codebook_size"] is not None
+    still = bundle.encode(np.zeros(window, np.float32))[0][0]  # the code of digital silence
+    codes_kept = np.zeros(0, np.int64)
     bundle.sampler.begin()
     blocks, carry = [], 0.0
     for chunk in range(first, stop):
@@ -234,12 +237,14 @@ def convert(bundle: Bundle, wav: Floats, speaker: Floats, seed: int) -> Floats:
         count = CHUNK // unit + (plan["extra_units"] if chunk == first else 0)
         end = (chunk - first + 1) * CHUNK + plan["extra_samples"]
         heard = signal[end - window - (count - 1) * unit : end]
-        _, latents, pitch = bundle.encode(heard * gain(frames, end - before, reference))
+        units_codes, latents, pitch = bundle.encode(heard * gain(frames, end - before, reference))
         if bundle.pitched:
             pitch_sum += float((pitch[:, 0].astype(np.float64) * pitch[:, 1]).sum())
             pitch_weight += float(pitch[:, 1].astype(np.float64).sum())
         units = np.concatenate((kept, told(latents, pitch, pitch_sum / pitch_weight)))
         kept = units[CHUNK // unit :]
+        silent = np.concatenate((codes_kept, units_codes)) == still
+        codes_kept = np.concatenate((codes_kept, units_codes))[CHUNK // unit :]
         steps = bundle.condition(units, speaker)[plan["skip"] :]
         steps = steps[: CHUNK // hop + plan["extra_steps"]]
         if chunk < 0:
@@ -248,8 +253,16 @@ def convert(bundle: Bundle, wav: Floats, speaker: Floats, seed: int) -> Floats:
             silence = np.full(CHUNK - start, bundle.sampler.levels // 2)
             bundle.sampler.follow(steps[start // hop :], silence)
             continue
-        codes = bundle.sampler.draw(steps, uniforms(seed, chunk))
-        block, carry = sound(codes, bundle.manifest["model"]["audio"], carry)
+        drawn = uniforms(seed, chunk)
+        codes = []
+        for i, at in enumerate(range(0, CHUNK, unit)):
+            here = steps[at // hop : (at + unit) // hop + plan["extra_steps"]]
+            if coded and silent[i : i + plan["extra_units"] + 1].all():
+                codes.append(np.full(unit, bundle.sampler.levels // 2))
+                bundle.sampler.follow(here, codes[-1])
+            else:
+                codes.append(bundle.sampler.draw(here, drawn[at : at + unit]))
+        block, carry = sound(np.concatenate(codes), bundle.manifest["model"]["audio"], carry)
         blocks.append(block)
     return np.concatenate(blocks)[: len(wav)]
 

@@ -74,11 +74,13 @@ def pcm(path: Path) -> np.ndarray:
         return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.int64)
 
 
-def excerpt(path: Path, samples: slice) -> Path:
-    """Some samples of the example recording, as a WAV file."""
+def excerpt(path: Path, samples: slice, silent: slice = slice(0)) -> Path:
+    """Some samples of the example recording, of these some silenced, as a WAV file."""
+    kept = pcm(HELLO)[samples].copy()
+    kept[silent] = 0
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", ""))
-        file.writeframes(pcm(HELLO)[samples].astype("<i2").tobytes())
+        file.writeframes(kept.astype("<i2").tobytes())
     return path
 
 
@@ -134,8 +136,8 @@ def test_python_reproduces_golden(name: str, bundles: dict[str, Path]) -> None:
 def test_python_converts_to_the_samples_of_vconv(
     name: str, seed: int, bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    # Not of whole chunks, and beginning in the middle of a word.
-    source = excerpt(tmp_path / "in.wav", slice(18_000, 47_777))
+    # Not of whole chunks, beginning in the middle of a word, and with digital silence in it.
+    source = excerpt(tmp_path / "in.wav", slice(18_000, 47_777), silent=slice(9_000, 21_000))
     mine, theirs = tmp_path / "mine.wav", tmp_path / "theirs.wav"
     voice = ("--speaker", "1", "--seed", str(seed))
     done = run(*EMBED, bundles[name], source, mine, *voice)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import soundfile
 
@@ -21,6 +22,7 @@ from vconv import lanes as lanes_module
 from vconv.converter import Converter
 from vconv.engines.base import conditioning_steps
 from vconv.lanes import FADE, LaneSession, crossfaded, cuts, shared_out
+from vconv.model import Model, Stretch
 from vconv.stream import Chunk, Voice, uniforms
 
 # Frames and samples, units and frames, with pitch; the rest take an export each to make.
@@ -123,6 +125,10 @@ def test_lengths_are_exact_at_any_rate(
         np.testing.assert_allclose(other, made[0], atol=1e-6)
 
 
+def never_silent(model: Model, units: Stretch) -> npt.NDArray[np.bool_]:
+    return np.zeros(len(units) - model.grid.context, np.bool_)
+
+
 # -- lanes of a real engine ------------------------------------------------------------------------
 
 
@@ -130,6 +136,7 @@ def test_lengths_are_exact_at_any_rate(
 def test_a_lane_says_what_it_would_say_alone(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against one lane at a time, each begun in silence before its first chunk."""
     monkeypatch.setattr(lanes_module, "usable_cores", lambda: 2)
+    monkeypatch.setattr(Model, "silent_hops", never_silent)  # tests/test_silence.py
     converter = vconv.load(exported(member), engine="native")
     model = converter._model
     grid = model.grid

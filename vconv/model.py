@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from .audio import MuLaw
 from .bundle import Bundle
@@ -98,6 +99,16 @@ class Model:
             np.repeat(unit.latents, count, axis=0),
             np.zeros((count, unit.pitch.shape[1]), np.float32),
         )
+
+    def silent_hops(self, units: Stretch) -> npt.NDArray[np.bool_]:
+        """Units [U] -> for each unit hop of samples that they give [U - context] whether it is
+        digital silence to the encoder: all units that shape it have the code of silence. Without
+        codes nobody can tell."""
+        context = self.grid.context
+        if self.codebook is None:
+            return np.zeros(len(units) - context, np.bool_)
+        silent = units.codes == self._silent_unit.codes[0]
+        return np.asarray(sliding_window_view(silent, context + 1).all(1))
 
     @cached_property
     def _silent_unit(self) -> Stretch:

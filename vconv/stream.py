@@ -12,10 +12,12 @@ there, under the conditioning of the silence before the recording, and nothing i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from .audio import SAMPLE_RATE, DCFilter, Resampler, decoder_samples, resampled_length
 from .engines import Codes as EngineCodes
@@ -191,7 +193,9 @@ class Sampling:
     """The chunks of one or several lanes, step by step -> their codes.
 
     Lanes do not know of each other: of an engine that computes every lane alike, each has the codes
-    that it would have alone.
+    that it would have alone. Where a lane's units tell of nothing but digital silence it is fed
+    silence instead of drawing: of the model alone, such units would sooner or later be speech
+    (docs/decisions/0010-sampling.md).
     """
 
     def __init__(self, voice: Voice, lanes: int = 1) -> None:
@@ -206,11 +210,35 @@ class Sampling:
         if chunks[0].index < 0:
             self._feed_silence(chunks[0].index, conditioning)
             return np.zeros((len(chunks), 0), np.uint8)
-        count = model.grid.chunk
+        count, hop = model.grid.chunk, model.grid.hop
         drawn = [uniforms(voice.seed, lane=0, chunk=c.index, count=count) for c in chunks]
-        codes, self._state = model.engine.generate(
-            conditioning, np.stack(drawn), voice.temperature, self._state
-        )
+        numbers = np.stack(drawn)
+        silent = np.stack([model.silent_hops(chunk.units) for chunk in chunks])
+        steps = hop // model.geometry.conditioning_hop
+        extra = conditioning.shape[1] - silent.shape[1] * steps
+        codes: EngineCodes = np.zeros(numbers.shape, np.uint8)
+        for begin, end in _alike(silent):
+            here = slice(begin * hop, end * hop)
+            part = conditioning[:, begin * steps : end * steps + extra]
+            codes[:, here] = self._say(part, numbers[:, here], silent[:, begin])
+        return codes
+
+    def _say(
+        self, conditioning: Samples, numbers: Samples, silent: npt.NDArray[np.bool_]
+    ) -> EngineCodes:
+        """The next codes [B, T], which are those of silence in the lanes that are silent."""
+        engine, before = self._voice.model.engine, self._state
+        conditioning = np.ascontiguousarray(conditioning)
+        if silent.all():
+            codes: EngineCodes = np.zeros(numbers.shape, np.uint8)
+        else:
+            codes, self._state = engine.generate(
+                conditioning, np.ascontiguousarray(numbers), self._voice.temperature, before
+            )
+        if silent.any():
+            codes[silent] = engine.levels // 2
+            # The other lanes come by the same state again: their codes are followed.
+            _, self._state = engine.score(conditioning, codes, before)
         return codes
 
     def _feed_silence(self, index: int, conditioning: Samples) -> None:
@@ -219,6 +247,12 @@ class Sampling:
         silence = np.full((len(conditioning), grid.chunk - start), engine.levels // 2, np.uint8)
         steps = conditioning[:, start // self._voice.model.geometry.conditioning_hop :]
         _, self._state = engine.score(np.ascontiguousarray(steps), silence, self._state)
+
+
+def _alike(silent: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """[begin, end) of the stretches of hops in which the same lanes are silent, of [B, hops]."""
+    changes = np.flatnonzero((silent[:, 1:] != silent[:, :-1]).any(0)) + 1
+    return itertools.pairwise([0, *changes.tolist(), silent.shape[1]])
 
 
 def uniforms(seed: int, *, lane: int, chunk: int, count: int) -> Samples:

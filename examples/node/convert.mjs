@@ -124,21 +124,30 @@ async function convert(model, wav, speaker, seed) {
   const wavenet = new WaveNet(model.manifest, model.tensors)
   const values = soundOfCodes(wavenet.levels)
   const out = new Float32Array((stop + 1) * CHUNK)
-  let [kept, carry, at] = [[], 0, 0]
+  const coded = model.manifest.bottleneck.codebook_size !== null
+  const still = (await model.encode(new Float32Array(window))).codes[0] // of digital silence
+  let [kept, keptCodes, carry, at] = [[], [], 0, 0]
   for (let chunk = first; chunk < stop; chunk++) {
     // Only the units that the chunk before did not have: of the first chunk, all.
     const count = CHUNK / unit + (chunk === first ? plan.extra_units : 0)
     const end = (chunk - first + 1) * CHUNK + plan.extra_samples
     const factor = gain(frames, end - before, reference)
     const heard = signal.slice(end - window - (count - 1) * unit, end).map((x) => x * factor)
-    const units = [...kept, ...(await model.encode(heard)).latents]
+    const encoded = await model.encode(heard)
+    const units = [...kept, ...encoded.latents]
+    const codes = [...keptCodes, ...encoded.codes]
     kept = units.slice(CHUNK / unit)
+    keptCodes = codes.slice(CHUNK / unit)
     const steps = (await model.condition(units, speaker)).slice(plan.skip)
     const random = uniforms(seed, Math.max(0, chunk), CHUNK)
-    // Of the chunks before the recording the last `lead` samples are fed, as silence.
+    // Fed as silence: the last `lead` samples before the recording, and where all units tell of it.
+    const silent = Array.from({ length: CHUNK / unit }, (_, i) => {
+      const shaping = codes.slice(i, i + plan.extra_units + 1)
+      return chunk < 0 || (coded && shaping.every((code) => code === still))
+    })
     for (let t = chunk < 0 ? Math.max(0, -lead - chunk * CHUNK) : 0; t < CHUNK; t++) {
-      if (chunk < 0) wavenet.logits(steps, t)
-      const code = chunk < 0 ? wavenet.levels / 2 : draw(wavenet.logits(steps, t), random[t])
+      const logits = wavenet.logits(steps, t)
+      const code = silent[Math.floor(t / unit)] ? wavenet.levels / 2 : draw(logits, random[t])
       wavenet.follow(code)
       if (chunk < 0) continue
       carry = values[code] / config.audio.gain + config.audio.preemphasis * carry
