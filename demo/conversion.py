@@ -5,6 +5,7 @@ What comes out is what ``vconv convert --lanes 1`` gives. T samples, U units.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vconv import Converter
     from vconv.inputs import Recording
     from vconv.loudness import Level
+    from vconv.speakers import Query
 
 Samples = npt.NDArray[np.float32]
 
@@ -31,23 +33,12 @@ _TELL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked for: ``share`` of 0 to 1 of the second voice, where there is one."""
+    """What is asked for; ``speaker`` as the converter takes it."""
 
-    voice: str
-    second: str | None = None
-    share: float = 0.0
+    speaker: Query
     seed: int = 0
     temperature: float = 1.0
     level: Level = "keep"
-
-    @property
-    def speaker(self) -> dict[str, float]:
-        """A mixture as the converter takes it; a single voice is one of weight 1."""
-        if not self.second or self.second == self.voice or self.share <= 0:
-            return {self.voice: 1.0}
-        if self.share >= 1:
-            return {self.second: 1.0}
-        return {self.voice: 1 - self.share, self.second: self.share}
 
 
 @dataclass(frozen=True)
@@ -83,31 +74,42 @@ class Stopped(VconvError):
 
 
 def wish(
-    voice: object,
-    second: object = None,
-    share: object = 0.0,
-    seed: object = 0,
-    temperature: object = 1.0,
-    level: object = "keep",
+    speaker: Query | None, seed: object = 0, temperature: object = 1.0, level: object = "keep"
 ) -> Wish:
-    """What a form holds, checked; UsageError says what is missing."""
+    """What a form holds, checked; UsageError says what is wrong."""
     from vconv.loudness import checked_level
 
-    if not isinstance(voice, str) or not voice:
+    if not speaker:
         raise UsageError("No voice is chosen; choose one by its name.")
     checked_level(str(level))
-    try:
-        number = int(float(str(seed or 0)))
-        degree = float(str(1.0 if temperature is None else temperature))
-        part = float(str(share or 0))
-    except (ValueError, OverflowError):
-        raise UsageError("Seed, temperature and mixture must be numbers.") from None
+    number, degree = _number(seed, "seed"), _number(temperature, "temperature")
+    if number != int(number) or not 0 <= number < 2**53:
+        raise UsageError(f"The seed must be a whole number from 0 on, found {number:g}.")
     if not 0 <= degree <= 2:
         raise UsageError(f"The temperature must be 0 to 2, found {degree:g}.")
+    return Wish(speaker, int(number), degree, str(level))  # type: ignore[arg-type]
+
+
+def mixture(voice: str | None, second: str | None, share: object) -> dict[str, float]:
+    """Two voices as the converter takes them; a share of 0 is the first alone, 1 the second."""
+    if not voice:
+        raise UsageError("No voice is chosen; choose one by its name.")
+    part = _number(share, "share of the second voice")
     if not 0 <= part <= 1:
         raise UsageError(f"The share of the second voice must be 0 to 1, found {part:g}.")
-    other = second if isinstance(second, str) and second else None
-    return Wish(voice, other, part, number, degree, str(level))  # type: ignore[arg-type]
+    if not second or second == voice or part == 0:
+        return {voice: 1.0}
+    return {second: 1.0} if part == 1 else {voice: 1 - part, second: part}
+
+
+def _number(value: object, what: str) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"The {what} must be a number.")
+    return number
 
 
 def convert(

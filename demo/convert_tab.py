@@ -12,7 +12,7 @@ import gradio as gr
 from vconv.errors import UsageError, VconvError
 
 from . import pictures
-from .conversion import RATE, Doing, Done, Stopped, convert, wish
+from .conversion import RATE, Doing, Done, Stopped, convert, mixture, wish
 from .site import Site, sentence
 from .stage import Track, facts, hint, message, play_button, progress, stage
 
@@ -39,9 +39,10 @@ def build(site: Site, model: Any) -> list[Any]:
                     waveform_color="#9aa6a5", waveform_progress_color="#0f766e"
                 ),
             )
+            gr.HTML('<div class="vc-sample">Or take one of these:</div>')
             with gr.Row(elem_classes="vc-examples"):
                 examples = [
-                    (gr.Button(f"Example: {names[index]}", size="sm", min_width=90), index)
+                    (gr.Button(f"Example {names[index]}", size="sm", min_width=80), index)
                     for index in example_voices(site)
                 ]
             voice = gr.Dropdown(
@@ -187,7 +188,8 @@ def converted(
     try:
         if not path:
             raise UsageError("There is no recording yet; record, upload or choose one first.")
-        wanted = wish(*form)
+        voice, second, share, *settings = form
+        wanted = wish(mixture(voice, second, share), *settings)
         site.files.uses(session, path)
         with site.jobs.begin(session, token) as job:
             yield progress("Preparing", None), None

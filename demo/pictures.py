@@ -53,6 +53,8 @@ def f0(wav: Floats) -> tuple[Floats, Floats]:
     hop = max(_HOP, len(wav) // _MOST_FRAMES)
     count = 1 + len(wav) // hop
     half = _F0_WINDOW // 2
+    # Above lie no fundamentals, but the noise that would hide them.
+    wav = np.convolve(wav, _low_pass(), "same") if len(wav) else wav
     longest = int(RATE / _MIN_HZ) + 2
     padded = np.pad(wav.astype(np.float64), (half, half + hop + longest))
     starts = np.arange(count) * hop
@@ -146,6 +148,14 @@ def _yin(rows: npt.NDArray[np.float64], longest: int) -> Floats:
     shift = np.where(curve > 1e-9, (before - after) / (2 * np.maximum(curve, 1e-9)), 0.0)
     hz: Floats = np.where(dips.any(axis=1), RATE / (at + shift), np.nan).astype(np.float32)
     return hz
+
+
+@lru_cache(maxsize=1)
+def _low_pass() -> npt.NDArray[np.float64]:
+    """A windowed sinc, half of its height at 900 Hz."""
+    taps = np.arange(-64, 65)
+    shape: npt.NDArray[np.float64] = np.sinc(2 * 900 / RATE * taps) * np.hanning(len(taps))
+    return shape / shape.sum()
 
 
 def _without_slips(hz: Floats) -> Floats:

@@ -74,9 +74,17 @@ def read_metrics(run: Path) -> dict[int, dict[str, float]]:
     return dict(sorted(steps.items()))
 
 
+def written_at(run: Path) -> float:
+    """When the run wrote its last figures, in seconds since the epoch."""
+    try:
+        return (run / _METRICS).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def seconds_ago(run: Path) -> float:
-    """How long ago the run wrote its last figures."""
-    return max(0.0, time.time() - (run / _METRICS).stat().st_mtime)
+    """How long ago that was."""
+    return max(0.0, time.time() - written_at(run))
 
 
 def is_live(run: Path) -> bool:

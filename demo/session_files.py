@@ -21,6 +21,7 @@ from .settings import KEPT_JOBS
 
 _PREFIX = "vconv-page-"
 _OWNER = "owner"
+_KEPT_SECONDS = 4 * 3600
 
 
 class SessionFiles:
@@ -45,6 +46,7 @@ class SessionFiles:
             jobs = self._jobs.setdefault(session, OrderedDict())
             jobs[path] = []
             old = [jobs.popitem(last=False) for _ in range(len(jobs) - KEPT_JOBS)]
+            old += self._forgotten()
         for where, tokens in old:
             self._remove(where, tokens)
         return path
@@ -97,6 +99,17 @@ class SessionFiles:
     def close(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def _forgotten(self) -> list[tuple[Path, list[str]]]:
+        """Jobs of long ago, whose sessions may have ended without a word: programs' do."""
+        before = time.time() - _KEPT_SECONDS
+        found = []
+        for session, jobs in list(self._jobs.items()):
+            old = [path for path in jobs if not path.exists() or path.stat().st_mtime < before]
+            found += [(path, jobs.pop(path)) for path in old]
+            if not jobs:
+                del self._jobs[session]
+        return found
 
     def _remove(self, folder: Path, tokens: list[str]) -> None:
         with self._lock:

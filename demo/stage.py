@@ -35,6 +35,7 @@ class Track:
     picture: str | None = None
     download: str | None = None
     kind: str = ""
+    titled: bool = True
 
 
 def escape(text: object) -> str:
@@ -57,6 +58,7 @@ def track(each: Track) -> str:
         if each.picture
         else '<span class="vc-bar"></span>'
     )
+    name = f'<span class="vc-name">{escape(each.label)}</span>' if each.titled else ""
     get = ""
     if each.download:
         get = (
@@ -71,7 +73,7 @@ def track(each: Track) -> str:
         f"{_PLAY}</button>"
         f'<div class="vc-scene" role="slider" tabindex="0" aria-valuemin="0" aria-valuenow="0" '
         f'aria-valuemax="{each.seconds:.2f}" aria-label="Position in {escape(each.label)}">'
-        f'{picture}<span class="vc-name">{escape(each.label)}</span>'
+        f"{picture}{name}"
         f'<i class="vc-cursor"></i></div>{get}</div>'
     )
 
@@ -82,6 +84,7 @@ def stage(
     pitches: Sequence[tuple[str, str, Floats, Floats]] = (),
     units: tuple[str, int] | None = None,
     seconds: float,
+    range_hz: tuple[float, float] | None = None,
 ) -> str:
     """Players one above the other, F0 of all in one plot, the units as a strip, one time axis.
 
@@ -90,7 +93,7 @@ def stage(
     """
     parts = ["".join(map(track, tracks))]
     if pitches:
-        parts.append(_row(_pitch_plot(pitches, seconds), "Hz", "vc-pitch"))
+        parts.append(_row(_pitch_plot(pitches, seconds, range_hz), "Hz", "vc-pitch"))
     if units is not None:
         image, count = units
         parts.append(
@@ -149,13 +152,16 @@ def _row(content: str, label: str, kind: str) -> str:
     )
 
 
-def _pitch_plot(pitches: Sequence[tuple[str, str, Floats, Floats]], seconds: float) -> str:
+def _pitch_plot(
+    pitches: Sequence[tuple[str, str, Floats, Floats]],
+    seconds: float,
+    range_hz: tuple[float, float] | None,
+) -> str:
     voiced = np.concatenate([hz[np.isfinite(hz)] for _, _, _, hz in pitches])
-    low, high = (
-        (float(np.percentile(voiced, 1)) / 1.15, float(np.percentile(voiced, 99)) * 1.15)
-        if len(voiced)
-        else (80.0, 300.0)
-    )
+    low, high = range_hz or (80.0, 300.0)
+    if range_hz is None and len(voiced):
+        low = float(np.percentile(voiced, 1)) / 1.15
+        high = float(np.percentile(voiced, 99)) * 1.15
     scale = 100 / np.log(high / low)
 
     def height(hz: float) -> float:
