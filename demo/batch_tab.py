@@ -48,7 +48,8 @@ def build(site: Site, model: gr.Dropdown) -> gr.Dropdown:
                 height=220,
             )
         with gr.Column(scale=6, min_width=280):
-            voice = gr.Dropdown(names, value=names[0], label="Voice", elem_id="batch-voice")
+            first = site.shelf.first_voice(site.shelf.default)
+            voice = gr.Dropdown(names, value=first, label="Voice", elem_id="batch-voice")
             with gr.Row():
                 level = gr.Radio(LEVELS, value="keep", label="Loudness")
                 kind = gr.Radio(["wav", "flac"], value="wav", label="Format")

@@ -27,6 +27,7 @@ NO_SECOND = "(none)"
 def build(site: Site, model: Any) -> list[Any]:
     """Draw the tab; returns the components that list voices: voice, second voice, sample."""
     names = site.shelf.voices(site.shelf.default)
+    first = site.shelf.first_voice(site.shelf.default)
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300):
             audio = gr.Audio(
@@ -46,9 +47,9 @@ def build(site: Site, model: Any) -> list[Any]:
                     for index in example_voices(site)
                 ]
             voice = gr.Dropdown(
-                names, value=names[0], label="Voice", filterable=True, elem_id="convert-voice"
+                names, value=first, label="Voice", filterable=True, elem_id="convert-voice"
             )
-            sample = gr.HTML(voice_sample(site, site.shelf.default, names[0]))
+            sample = gr.HTML(voice_sample(site, site.shelf.default, first))
             with gr.Accordion("More settings", open=False):
                 second = gr.Dropdown(
                     [NO_SECOND, *names], value=NO_SECOND, label="Mix with a second voice"

@@ -49,7 +49,7 @@ def build(site: Site) -> Any:
                 names = site.shelf.voices(name)
             except VconvError:
                 return (*(gr.skip() for _ in range(5)), model_tab.shown(site, name))
-            first = names[0]
+            first = site.shelf.first_voice(name)
             return (
                 gr.Dropdown(choices=names, value=first),
                 gr.Dropdown(choices=[convert_tab.NO_SECOND, *names], value=convert_tab.NO_SECOND),

@@ -22,7 +22,7 @@ _RANGE_DB = 65.0  # of a picture, below its loudest band
 _COLUMNS = 1200
 _MIN_HZ, _MAX_HZ = 60.0, 500.0
 _F0_WINDOW, _MOST_FRAMES = 1024, 3000
-_THRESHOLD = 0.35  # of YIN's normalised difference; above it a frame is unvoiced
+_THRESHOLD = 0.45  # of YIN's normalised difference; above it a frame is unvoiced
 _QUIET_DB = 45.0  # below the loudest frame nothing is voiced
 # Night to teal to sand: dark enough for either theme.
 _MAP = np.array(

@@ -68,6 +68,11 @@ class Shelf:
         """The names of a model's speakers."""
         return list(self.bundle(name).speakers.names)
 
+    def first_voice(self, name: str) -> str:
+        """The one that is chosen at first: the middle of the table, as good as any."""
+        voices = self.voices(name)
+        return voices[len(voices) // 2]
+
     def sample(self, name: str, index: int) -> Path | None:
         """The clip of a voice, if the model has one: ``samples/012-slt.ogg``."""
         bundle = self.bundle(name)
