@@ -93,7 +93,8 @@ def stage(
     """
     parts = ["".join(map(track, tracks))]
     if pitches:
-        parts.append(_row(_pitch_plot(pitches, seconds, range_hz), "Hz", "vc-pitch"))
+        plot, legend = _pitch_plot(pitches, seconds, range_hz)
+        parts.append(_row(plot, "Hz", "vc-pitch", legend))
     if units is not None:
         image, count = units
         parts.append(
@@ -145,9 +146,9 @@ def hint(title: str, lines: Sequence[str]) -> str:
     )
 
 
-def _row(content: str, label: str, kind: str) -> str:
+def _row(content: str, label: str, kind: str, above: str = "") -> str:
     return (
-        f'<div class="vc-row {kind}"><span class="vc-side">{escape(label)}</span>'
+        f'<div class="vc-row {kind}">{above}<span class="vc-side">{escape(label)}</span>'
         f'<div class="vc-field">{content}</div></div>'
     )
 
@@ -156,7 +157,8 @@ def _pitch_plot(
     pitches: Sequence[tuple[str, str, Floats, Floats]],
     seconds: float,
     range_hz: tuple[float, float] | None,
-) -> str:
+) -> tuple[str, str]:
+    """The plot, and its legend."""
     voiced = np.concatenate([hz[np.isfinite(hz)] for _, _, _, hz in pitches])
     low, high = range_hz or (80.0, 300.0)
     if range_hz is None and len(voiced):
@@ -184,8 +186,8 @@ def _pitch_plot(
     return (
         f'<svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" '
         f'aria-label="Fundamental frequency of {escape(what)}">{grid}{"".join(lines)}</svg>'
-        f'<div class="vc-ticks">{names}</div><div class="vc-legend">{"".join(legend)}</div>'
-        '<i class="vc-cursor"></i>'
+        f'<div class="vc-ticks">{names}</div><i class="vc-cursor"></i>',
+        f'<div class="vc-legend">{"".join(legend)}</div>',
     )
 
 

@@ -32,6 +32,7 @@ class Page:
     log: Path
     temporary: Path
     started_seconds: float
+    started_cpu_seconds: float
 
     def folder(self) -> Path:
         """Where the files of the people on it lie."""
@@ -77,7 +78,10 @@ def page(folder: Path, *options: object, port: int | None = None) -> Iterator[Pa
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() - begun < 60, log.read_text()
                 time.sleep(0.05)
-        yield Page(url, process, log, temporary, time.monotonic() - begun)
+        took = time.monotonic() - begun
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        worked = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        yield Page(url, process, log, temporary, took, worked)
     finally:
         process.terminate()
         try:

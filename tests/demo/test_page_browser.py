@@ -84,7 +84,9 @@ class Visit:
     def give(self, place: str, *paths: Path) -> None:
         self.page.set_input_files(f"{place} input[type=file]", [str(path) for path in paths])
         if place == "#batch-files":
-            self.page.get_by_text(paths[-1].name).first.wait_for()
+            last = f"#batch-files tr.file:nth-of-type({len(paths)})"
+            self.page.wait_for_selector(last)
+            self.page.wait_for_timeout(300)
         else:
             self.ready(place)
 
