@@ -195,14 +195,14 @@ def converted(
         with site.jobs.begin(session, token) as job:
             yield progress("Preparing", None), None
             converter = site.shelf.converter(model)
-            folder = site.files.folder(session)
+            folder = place = site.files.folder(session)
             limit = site.settings.max_seconds
             for each in convert(converter, path, wanted, job, folder, max_seconds=limit):
                 if isinstance(each, Doing):
                     yield doing(each), None
                     continue
                 yield progress("Drawing", 1.0, f"{each.seconds:.1f} s"), None
-                shown = shown_result(site, session, folder, converter, path, each)
+                shown = shown_result(site, session, place, converter, path, each)
                 folder = None
                 yield "".join(message(note) for note in each.notes), shown
     except Stopped:

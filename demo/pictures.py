@@ -54,9 +54,11 @@ def f0(wav: Floats) -> tuple[Floats, Floats]:
     count = 1 + len(wav) // hop
     half = _F0_WINDOW // 2
     # Above lie no fundamentals, but the noise that would hide them.
-    wav = np.convolve(wav, _low_pass(), "same") if len(wav) else wav
+    heard = wav.astype(np.float64)
+    if len(heard):
+        heard = np.convolve(heard, _low_pass(), "same")
     longest = int(RATE / _MIN_HZ) + 2
-    padded = np.pad(wav.astype(np.float64), (half, half + hop + longest))
+    padded = np.pad(heard, (half, half + hop + longest))
     starts = np.arange(count) * hop
     places = starts[:, None] + np.arange(_F0_WINDOW + longest)
     found = np.full(count, np.nan, np.float32)
@@ -83,8 +85,9 @@ def mel_image(mel: Floats, loudest: float | None = None) -> str:
 
 def units_image(codes: npt.NDArray[np.int64]) -> str:
     """codes [U] -> a strip, a colour for each code: neighbours in number far apart in hue."""
-    hue = (codes * 0.61803398875) % 1.0
-    light = 0.42 + 0.3 * ((codes * 7) % 11) / 10
+    number = codes.astype(np.float64)
+    hue = (number * 0.61803398875) % 1.0
+    light = 0.42 + 0.3 * ((number * 7) % 11) / 10
     return _data_uri(_hsl(hue, 0.42, light)[None])
 
 
@@ -154,13 +157,14 @@ def _yin(rows: npt.NDArray[np.float64], longest: int) -> Floats:
 def _low_pass() -> npt.NDArray[np.float64]:
     """A windowed sinc, half of its height at 900 Hz."""
     taps = np.arange(-64, 65)
-    shape: npt.NDArray[np.float64] = np.sinc(2 * 900 / RATE * taps) * np.hanning(len(taps))
-    return shape / shape.sum()
+    shape = np.sinc(2 * 900 / RATE * taps) * np.hanning(len(taps))
+    scaled: npt.NDArray[np.float64] = shape / shape.sum()
+    return scaled
 
 
 def _without_slips(hz: Floats) -> Floats:
     """Frames that stand alone, or an octave from both neighbours, are taken for slips."""
-    kept = hz.copy()
+    kept: Floats = hz.copy()
     padded = np.pad(np.log2(hz), 1, constant_values=np.nan)
     left, right = (np.abs(padded[1:-1] - each) for each in (padded[:-2], padded[2:]))
     near = (left < 0.25) | (right < 0.25)
