@@ -22,6 +22,7 @@ _RANGE_DB = 65.0  # of a picture, below its loudest band
 _COLUMNS = 1200
 _MIN_HZ, _MAX_HZ = 60.0, 500.0
 _F0_WINDOW, _MOST_FRAMES = 1024, 3000
+_LAG = 120  # of a voice of 133 Hz
 _THRESHOLD = 0.45  # of YIN's normalised difference; above it a frame is unvoiced
 _QUIET_DB = 45.0  # below the loudest frame nothing is voiced
 # Night to teal to sand: dark enough for either theme.
@@ -58,7 +59,8 @@ def f0(wav: Floats) -> tuple[Floats, Floats]:
     if len(heard):
         heard = np.convolve(heard, _low_pass(), "same")
     longest = int(RATE / _MIN_HZ) + 2
-    padded = np.pad(heard, (half, half + hop + longest))
+    # What is compared lies a lag apart: its middle is half a lag, about, after the window's.
+    padded = np.pad(heard, (half + _LAG // 2, half + hop + longest))
     starts = np.arange(count) * hop
     places = starts[:, None] + np.arange(_F0_WINDOW + longest)
     found = np.full(count, np.nan, np.float32)

@@ -144,6 +144,15 @@ def test_a_file_becomes_another_voice_that_is_heard_while_it_is_made(
     visit.page.wait_for_function(f"window.vconv.heard == {len(made)}")
     assert visit.page.locator(f"{RESULT} .vc-pitch path").count() == 2
     assert visit.page.locator(f"{RESULT} .vc-units img").count() == 1
+    # One time axis: whatever has one begins and ends in the same places.
+    places = {
+        (round(box["x"]), round(box["width"]))
+        for each in (".vc-scene", ".vc-pitch svg", ".vc-units img", ".vc-axis .vc-field")
+        for box in [visit.page.locator(f"{RESULT} {each}").last.bounding_box()]
+    }
+    assert max(x for x, _ in places) - min(x for x, _ in places) <= 2
+    assert min(width for _, width in places) > 300
+    assert max(width for _, width in places) - min(width for _, width in places) <= 4
     assert visit.page.locator("#convert-result .vc-facts").inner_text().count("real time") == 1
     visit.picture("convert", tmp_path)
 
