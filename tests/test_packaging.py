@@ -186,7 +186,11 @@ for found in pkgutil.walk_packages(vconv.__path__, "vconv."):
     if origin.suffix == ".py":
         assert target in origin.parents, origin
         if origin.name != "__main__.py":
-            importlib.import_module(found.name)
+            try:
+                importlib.import_module(found.name)
+            except ModuleNotFoundError as error:
+                if error.name != "gradio":  # of the demo extra, which the tests do without
+                    raise
         print(found.name)
 """
     output = run(

@@ -17,6 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from .cli_convert import convert, decode, encode
+from .cli_demo import demo
 from .cli_evaluate import evaluate
 from .cli_shared import JsonOption, ModelOption, interruption, report_error
 from .cli_training import export, plot, prepare, train
@@ -145,7 +146,7 @@ def doctor(model: ModelOption = "demo", as_json: JsonOption = False) -> int:
 
 for _speaking in (convert, encode, decode):
     app.command(no_args_is_help=False)(_speaking)
-for _verb in (prepare, train, plot, evaluate, export):
+for _verb in (prepare, train, plot, evaluate, export, demo):
     app.command()(_verb)
 
 
