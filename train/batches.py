@@ -20,21 +20,19 @@ from vconv.geometry import Geometry, Plan
 
 from .augment import augment
 from .corpus import Corpus
-from .noise import dither, history_noise, jitter_sources, normals
+from .noise import dither, jitter_sources, normals
 from .windows import WindowPlan
 
 
 @dataclass(frozen=True)
 class Batch:
     """wav [B, T] for the encoder, clean [B, T] the same without augmentation; codes [B, RF + W],
-    the last W of them the WaveNet's targets; history [B, RF + W - 1], its inputs while training:
-    all codes but the last, noise added if any; speakers [B];
+    of which all but the last are the WaveNet's inputs and the last W its targets; speakers [B];
     jitter [B, U] (source of each unit); noise [B, L, D, U] for the bottleneck's draws."""
 
     wav: Tensor
     clean: Tensor
     codes: Tensor
-    history: Tensor
     speakers: Tensor
     jitter: Tensor
     noise: Tensor
@@ -52,27 +50,24 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         wav = change(self.wav)
         clean = wav if self.clean is self.wav else change(self.clean)
-        rest = (self.codes, self.history, self.speakers, self.jitter, self.noise)
+        rest = (self.codes, self.speakers, self.jitter, self.noise)
         return Batch(wav, clean, *map(change, rest))
 
 
 @dataclass(frozen=True)
 class Noise:
     """What a training sample is changed by, as a function of (seed, sample number): jitter's
-    probability, the bottleneck's draws (L, D), the encoder's input augmented, and the largest
-    deviation of the WaveNet's inputs, in codes."""
+    probability, the bottleneck's draws (L, D), and the encoder's input augmented."""
 
     jitter: float = 0.0
     draws: tuple[int, int] = (0, 0)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    history: float = 0.0
 
     @classmethod
     def of(cls, config: Config) -> Noise:
         """What a configuration asks for."""
-        model, data = config.model, config.data
-        draws = (model.draws, model.latents)
-        return cls(model.jitter, draws, data.augment, data.history_noise)
+        model = config.model
+        return cls(model.jitter, (model.draws, model.latents), config.data.augment)
 
 
 class Excerpts:
@@ -136,19 +131,14 @@ class Excerpts:
                 )[1:]
                 for row in signal
             ]
-        ).astype(np.int64)
-        history = codes[:, :-1]
-        if noise.history:
-            off = history_noise(self.seed, samples, history.shape[1], noise.history)
-            history = (history + off).clip(0, self.audio.levels - 1)
+        )
         speakers = self.corpus.utterances.speaker[[u for u, _ in where]]
         clean = torch.from_numpy(wav)
         augmented = augment(wav, self.seed, samples, noise.augment)
         return Batch(
             wav=clean if augmented is wav else torch.from_numpy(augmented),
             clean=clean,
-            codes=torch.from_numpy(codes),
-            history=torch.from_numpy(history),
+            codes=torch.from_numpy(codes.astype(np.int64)),
             speakers=torch.from_numpy(speakers.astype(np.int64)),
             jitter=torch.from_numpy(jitter_sources(self.seed, samples, units, noise.jitter)),
             noise=torch.from_numpy(normals(self.seed, samples, (*noise.draws, units))),

@@ -21,7 +21,6 @@ class Stream(IntEnum):
     DROPOUT = 3
     DITHER = 4
     AUGMENT = 5
-    HISTORY = 6
 
 
 def generator(seed: int, g: int, stream: Stream) -> np.random.Generator:
@@ -59,19 +58,6 @@ def normals(seed: int, gs: Iterable[int], shape: tuple[int, ...]) -> npt.NDArray
             for g in gs
         ]
     )
-
-
-def history_noise(
-    seed: int, gs: Iterable[int], samples: int, largest: float
-) -> npt.NDArray[np.int64]:
-    """Whole numbers [B, samples] to be added to codes, for each of gs [B]: normal draws rounded,
-    their standard deviation drawn once for each, between 0 and ``largest``."""
-    rows = []
-    for g in gs:
-        random = generator(seed, int(g), Stream.HISTORY)
-        deviation = np.float32(largest * random.random())
-        rows.append(np.rint(deviation * random.standard_normal(samples, dtype=np.float32)))
-    return np.stack(rows).astype(np.int64)
 
 
 def dither(seed: int, gs: Iterable[int], samples: int, level_db: float) -> npt.NDArray[np.float32]:

@@ -55,7 +55,7 @@ def backward(
             logits = model.decode(
                 torch.cat([latents, prosody[of]], dim=1),
                 model.speaker_vectors(batch.speakers[of]),
-                batch.history[of],
+                batch.codes[of, :-1],
                 model.decoder.wavenet.no_context(len(targets)),
                 steps=steps,
                 wanted=window,

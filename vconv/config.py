@@ -233,9 +233,6 @@ class DataConfig(Section):
 
     ``dither_db``: RMS, re full scale, of white noise on the decoder's signal. Digital silence is
     a state that a WaveNet hardly leaves: after nothing but zeros it has only ever seen zeros.
-    ``history_noise``: noise on the past that the WaveNet is told, not on what it predicts, so that
-    it learns to come back from its own mistakes: normal, in mu-law codes, of a standard deviation
-    drawn for each window between 0 and this.
     ``workers``: processes that make batches ahead; 0 makes them in the training process.
     """
 
@@ -244,7 +241,6 @@ class DataConfig(Section):
     buffer_mb: Annotated[float, Field(gt=0)] | None = None
     buffer_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     dither_db: Annotated[float, Field(lt=0)] | None = None
-    history_noise: Annotated[float, Field(ge=0, le=64)] = 0.0
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     augment: AugmentConfig = AugmentConfig()
 
@@ -353,7 +349,6 @@ RESUMABLE = frozenset(
         "name",
         "data.corpus",
         "data.dither_db",
-        "data.history_noise",
         "data.workers",
         "train.elastic_exact",
         "train.compile",

@@ -24,7 +24,7 @@ from vconv.train.batches import Excerpts, Noise, TrainingBatches, held_out
 from vconv.train.corpus import Corpus
 from vconv.train.loop import fit, start_bottleneck, train_step
 from vconv.train.metrics import read_metrics
-from vconv.train.noise import dither, history_noise
+from vconv.train.noise import dither
 from vconv.train.objective import backward, learning_rate
 from vconv.train.running import Running
 from vconv.train.state import build_state, refresh_norms
@@ -68,7 +68,7 @@ def test_a_batch_depends_on_its_step_only(corpus_path):
     _, _, again = parts(make_config(corpus_path))
     for step, expected in zip((7, 1, 0), reversed(forwards), strict=True):
         found = again.at(step)
-        for name in ("wav", "codes", "history", "speakers", "jitter"):
+        for name in ("wav", "codes", "speakers", "jitter"):
             assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
@@ -88,28 +88,6 @@ def test_dither_depends_on_seed_and_sample_number_only_and_spares_the_encoder(co
     assert torch.equal(both.wav[:1], clean.wav)
     noise = dither(7, [3], 100_000, -60.0)
     assert noise.std() == pytest.approx(1e-3, rel=0.02)
-
-
-def test_noise_on_the_history_is_keyed_bounded_and_leaves_the_targets_alone(corpus_path):
-    config = make_config(corpus_path)
-    _, excerpts, _ = parts(config)
-
-    def cut(numbers: list[int], deviation: float):
-        return excerpts.cut([(0, 5000)] * len(numbers), numbers, Noise(history=deviation))
-
-    plain, both, alone = cut([9], 0.0), cut([3, 9], 4.0), cut([9], 4.0)
-    assert torch.equal(plain.history, plain.codes[:, :-1])
-    assert torch.equal(both.history[1], alone.history[0])
-    assert not torch.equal(both.history[0], both.history[1])
-    assert torch.equal(alone.codes, plain.codes)
-    assert torch.equal(alone.wav, plain.wav)
-    extreme = cut([1, 2, 3], 64.0).history
-    assert int(extreme.min()) >= 0
-    assert int(extreme.max()) <= 255
-    # The deviation of each is drawn evenly between 0 and the largest.
-    found = history_noise(7, range(400), 1000, 8.0).std(1)
-    assert found.mean() == pytest.approx(4.0, rel=0.1)
-    assert found.std() == pytest.approx(8 / 12**0.5, rel=0.1)
 
 
 def test_targets_are_the_codes_of_the_audio_at_the_predicted_position(corpus_path):
