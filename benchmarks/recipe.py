@@ -76,7 +76,6 @@ ROWS = (
         {"train.optimizer": "adamw", "train.learning_rate": 2e-3},
     ),
     Row("muon-2e-3", "optimiser", "Muon, 2e-3", {"train.learning_rate": 2e-3}),
-    Row("history-4", "history", "noise of up to 4 codes", {"data.history_noise": 4}),
     Row("width-32", "decoder", "32 / 96 channels", _sizes(32, 96)),
     Row("width-64", "decoder", "64 / 128 channels", _sizes(64, 128)),
     Row(

@@ -24,6 +24,7 @@ KINDS = {
     "copy": "copy synthesis",
     "conversion": "conversion",
 }
+DASH = "\N{EN DASH}"
 _WIDTH, _LANE = 240, 11  # of the dots, in units of the drawing
 _DECIMALS = {"dB": 2, "semitones": 2, "x": 2}
 _MEL_RANGE_DB = 70
@@ -33,7 +34,7 @@ _MEL_COLOURS, _MEL_COLUMNS = 32, 600
 def told(value: float | None, unit: str) -> str:
     """A number as text: shares in per cent."""
     if value is None:
-        return "\N{EN DASH}"
+        return DASH
     text = f"{100 * value:.1f} %" if unit == "share" else f"{value:.{_DECIMALS.get(unit, 3)}f}"
     return text.replace("-", "\N{MINUS SIGN}")
 
@@ -43,7 +44,7 @@ def mark(kind: str, x: float, y: float) -> str:
     drawn = {
         "source": f'<circle class="mark hollow" cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>',
         "target": f'<path class="mark" d="M{x:.1f} {y - 4.6:.1f}l4.6 4.6-4.6 4.6-4.6-4.6z"/>',
-        "copy": f'<rect class="mark" x="{x - 3.6:.1f}" y="{y - 3.6:.1f}" width="7.2" height="7.2"/>',
+        "copy": f'<path class="mark" d="M{x - 3.6:.1f} {y - 3.6:.1f}h7.2v7.2h-7.2z"/>',
         "conversion": f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4.4"/>',
     }
     return drawn[kind]
@@ -61,7 +62,7 @@ def dots(title: str, unit: str, stats: Mapping[str, Stat | None]) -> str:
     if not known:
         return ""
     ends = [e for s in known.values() for e in (s["mean"], s["low"], s["high"]) if e is not None]
-    low, high = min(ends), max(ends)
+    low, high = float(min(ends)), float(max(ends))
     if unit == "share":
         low, high = min(low, 0.0), max(high, 1.0)
     elif unit == "semitones":
@@ -121,7 +122,7 @@ def histogram(
         base = (lane + 1) * (row + space)
         top = max(found)
         bars = [
-            f"M{x(edges[i]):.1f} {base}V{base - row * n / top:.1f}H{x(edges[i + 1]) - 0.6:.1f}V{base}"
+            f"M{x(edges[i]):.1f} {base}v{-row * n / top:.1f}H{x(edges[i + 1]) - 0.6:.1f}V{base}"
             for i, n in enumerate(found)
             if n
         ]
@@ -167,7 +168,7 @@ def heat_map(confusion: Mapping[str, Any]) -> str:
         cells = []
         for i in order:
             share = line[i] / max(line.sum(), 1)
-            names = [*(["own"] * (voices[i] == target)), *(["strong"] * (share > 0.55))]
+            names = [*(["own"] * (voices[i] == target)), *(["strong"] * int(share > 0.55))]
             style = f' style="--v:{share:.2f}"' if line[i] else ""
             marked = f' class="{" ".join(names)}"' if names else ""
             cells.append(f"<td{marked}{style}>{line[i] or ''}</td>")

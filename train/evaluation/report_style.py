@@ -25,7 +25,8 @@ p { margin: .3rem 0 .8rem; max-width: 46rem; }
 .soft, small, caption { color: var(--soft); }
 small { display: block; font-size: .78rem; line-height: 1.3; }
 caption { text-align: left; padding-bottom: .4rem; font-size: .88rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: .8rem 1.5rem; }
+dl { display: grid; gap: .8rem 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); }
 dt { color: var(--soft); font-size: .82rem; }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
 dl.big dd b { font-size: 1.35rem; font-weight: 600; }
@@ -50,13 +51,14 @@ svg .mark { fill: var(--c); stroke: var(--c); } svg .hollow { fill: var(--page);
 svg .whisker { stroke: var(--c); stroke-width: 2; } svg .median { stroke: var(--ink); }
 .key { display: inline-block; vertical-align: -1px; margin-right: .3rem; }
 svg.dots { width: 15rem; max-width: 100%; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem 3rem; }
+.plots { display: grid; gap: 1rem 3rem;
+  grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); }
 .plots figure { margin: 0; } .plots svg { width: 100%; max-width: 30rem; }
 .bar { display: block; position: relative; height: 5px; margin-top: 3px; min-width: 3.5rem;
   background: var(--line); } .bar i { position: absolute; inset: 0 auto 0 0; background: var(--c); }
 .bar b { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ink); }
-th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; text-align: inherit;
-  cursor: pointer; text-decoration: underline dotted; }
+th button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
+  text-align: inherit; cursor: pointer; text-decoration: underline dotted; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
 .fixed th:first-child { position: sticky; left: 0; background: var(--page); z-index: 1; }

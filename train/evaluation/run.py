@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -29,6 +30,7 @@ from .examples import keep_examples
 from .model_figures import model_figures
 from .pairs import PairList, evenly, read_pairs
 from .record import Record
+from .report import distributions, write_page
 from .score import ItemTask, RecordingTask, Row, Scorer, Settings, Task
 from .summary import summarise, voice_errors
 
@@ -173,6 +175,7 @@ def _report(
     conversions = [item for item in pairs.items if item.kind == "conversion"]
     report = {
         "format": 1,
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "bundle": {
             "name": manifest.name,
             "digest": manifest.digest,
@@ -192,10 +195,12 @@ def _report(
         "settings": asdict(settings),
         "versions": plan["versions"],
         **summarise(pairs, record.rows, content_voices, model_figures(bundle, pairs, record.rows)),
+        "distributions": distributions(pairs, record.rows),
         "examples": keep_examples(bundle, pairs, settings, record.rows, folder),
     }
     with replacing(folder / REPORT) as beside:
         beside.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", "utf-8")
+    write_page(folder, report)
     return report
 
 
