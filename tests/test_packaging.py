@@ -127,6 +127,7 @@ EXTRAS = {
     "vconv/engines": {"export"},
     "vconv/nn": {"train"},
     "train": {"train"},
+    "train/evaluation": {"eval", "train"},
     "export": {"export"},
     "demo": {"demo"},
 }

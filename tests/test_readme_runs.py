@@ -19,7 +19,7 @@ import soundfile
 from test_readme import FENCE, ROOT, text
 
 SHELL = shutil.which("sh")
-ELSEWHERE = ("pip ", "vconv bench", "vconv doctor", "vconv verify")
+ELSEWHERE = ("pip ", "vconv bench", "vconv demo", "vconv doctor", "vconv verify")
 
 
 def blocks(document: str, language: str, beginning: str) -> list[str]:

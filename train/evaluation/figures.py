@@ -28,7 +28,7 @@ class Measure:
 
     title: str
     unit: str
-    better: str  # "higher", "lower" or "near 0"
+    better: str  # "higher", "lower", "near 0" or "like the source's"
 
 
 MEASURES: dict[str, Measure] = {
@@ -47,7 +47,7 @@ MEASURES: dict[str, Measure] = {
     "semitones_off": Measure("the same, its size", "semitones", "lower"),
     "f0_correlation": Measure("correlation of log F0 with the source's", "", "higher"),
     "voiced": Measure("voiced frames that still are", "share", "higher"),
-    "level_db": Measure("level", "dB", "near 0"),
+    "level_db": Measure("level", "dB", "like the source's"),
     "dropped": Measure("loud frames that are gone", "share", "lower"),
     "floor_db": Measure("level where the input is silent", "dB", "lower"),
     "pesq": Measure("PESQ, wide band", "", "higher"),

@@ -94,7 +94,8 @@ def _header(report: Report) -> str:
     facts = {
         "date": report.get("date"),
         "items": f"{listed['conversions']} conversions, {listed['copies']} copies",
-        "voices": f"{len(listed['sources'])} sources, {len(listed['targets'])} targets",
+        "voices": f"{len(listed['sources']) or 'unnamed'} sources, "
+        f"{len(listed['targets'])} targets",
         "sentences": len(listed["sentences"]),
         "list": listed["digest"][:16],
         "model": f"{report['bundle']['bottleneck']['kind']}, {report['bundle']['digest'][:16]}",
@@ -138,7 +139,9 @@ def _verdict(report: Report) -> str:
             reason = (
                 f"<small>{escape(why_none(report, found, _lacking(report, found, kinds)))}</small>"
             )
-        sense = {">=": "at least", "<=": "at most"}[check["sense"]]
+        sense = {">=": "\N{GREATER-THAN OR EQUAL TO}", "<=": "\N{LESS-THAN OR EQUAL TO}"}[
+            check["sense"]
+        ]
         limit = DASH if check["limit"] is None else f"{sense} {told(check['limit'], unit)}"
         rows.append(
             f'<tr><td class="verdict {css}">{sign} {word}</td>'
@@ -170,7 +173,7 @@ def _distributions(report: Report) -> str:
         edges, counts = found[name]["edges"], found[name]["counts"]
         medians = {kind: report["figures"][name][kind]["median"] for kind in counts}
         drawn = histogram(title, edges, counts, medians)
-        beyond = edges[0] == ends[0] or edges[-1] == ends[1]
+        beyond = ends != (-1.0, 1.0) and (edges[0] == ends[0] or edges[-1] == ends[1])
         note = "<small>The outermost bars hold what lies beyond.</small>" if beyond else ""
         plots.append(f"<figure><h3>{title}</h3>{drawn}{note}</figure>")
     return (
@@ -196,16 +199,16 @@ def _units(report: Report) -> str:
             f"by the {model['speaker_probe_of']}"
             + ("" if chance is None else f"; chance {told(chance, 'share')}"),
         ),
-        ("probe_latents", "listening probe, latents", "", "nats lost with another utterance's"),
+        ("probe_latents", "listening probe, latents", "", "nats lost with other latents"),
         ("probe_speaker", "listening probe, speaker", "", "nats lost with another speaker"),
     )
     cells = []
     for name, title, unit, aside in rows:
         value = model[name]
-        text = told(value, unit) if unit or value is None or abs(value) < 10 else f"{value:.1f}"
         small = why_none(report, name, "conversion") if value is None else aside
         cells.append(
-            f"<div><dt>{title}</dt><dd><b>{text}</b><small>{escape(small)}</small></dd></div>"
+            f"<div><dt>{title}</dt><dd><b>{told(value, unit)}</b>"
+            f"<small>{escape(small)}</small></dd></div>"
         )
     return (
         '<section id="units"><h2>Units and model</h2>'

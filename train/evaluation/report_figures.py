@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -24,7 +25,7 @@ KINDS = {
     "copy": "copy synthesis",
     "conversion": "conversion",
 }
-DASH = "\N{EN DASH}"
+DASH, PER_CENT = "\N{EN DASH}", "\N{NO-BREAK SPACE}%"
 _WIDTH, _LANE = 240, 11  # of the dots, in units of the drawing
 _DECIMALS = {"dB": 2, "semitones": 2, "x": 2}
 _MEL_RANGE_DB = 70
@@ -35,7 +36,8 @@ def told(value: float | None, unit: str) -> str:
     """A number as text: shares in per cent."""
     if value is None:
         return DASH
-    text = f"{100 * value:.1f} %" if unit == "share" else f"{value:.{_DECIMALS.get(unit, 3)}f}"
+    decimals = _DECIMALS.get(unit, 3 if abs(value) < 10 else 1)
+    text = f"{100 * value:.1f}{PER_CENT}" if unit == "share" else f"{value:.{decimals}f}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -67,8 +69,10 @@ def dots(title: str, unit: str, stats: Mapping[str, Stat | None]) -> str:
         low, high = min(low, 0.0), max(high, 1.0)
     elif unit == "semitones":
         low, high = min(low, 0.0), max(high, 0.0)
-    room = (high - low or 1.0) * (0 if unit == "share" else 0.06)
-    low, high = low - room, high + room
+    if unit != "share":
+        step = _step(high - low or abs(high) / 10 or 1.0)
+        first = math.floor(low / step)
+        low, high = step * first, step * max(math.ceil(high / step), first + 1)
 
     def x(value: float) -> float:
         return 6 + (_WIDTH - 12) * (value - low) / (high - low)
@@ -85,7 +89,7 @@ def dots(title: str, unit: str, stats: Mapping[str, Stat | None]) -> str:
             whisker = f'<path class="whisker" d="{ends_at}"/>'
         parts.append(f'<g class="{kind}">{whisker}{mark(kind, x(found["mean"]), y)}</g>')
     for place, anchor, value in ((6, "start", low), (_WIDTH - 6, "end", high)):
-        text = f"{100 * value:.0f} %" if unit == "share" else f"{value:.3g}"
+        text = f"{100 * value:.0f}{PER_CENT}" if unit == "share" else f"{value:.4g}"
         text = text.replace("-", "\N{MINUS SIGN}")
         parts.append(f'<text x="{place}" y="{bottom + 12}" text-anchor="{anchor}">{text}</text>')
     said = "; ".join(f"{KINDS[kind]} {told(s['mean'], unit)}" for kind, s in known.items())
@@ -148,11 +152,15 @@ def histogram(
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers within, about six."""
-    rough = (high - low) / 5
-    ten = 10.0 ** np.floor(np.log10(rough))
-    step = next(ten * m for m in (1, 2, 5, 10) if ten * m >= rough * 0.8)
-    first, last = int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9))
+    step = _step(high - low)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 9) for i in range(first, last + 1)]
+
+
+def _step(span: float) -> float:
+    """1, 2 or 5 times a power of ten: about a fifth of the span."""
+    ten = 10.0 ** math.floor(math.log10(span / 5))
+    return next(ten * m for m in (1, 2, 5, 10) if ten * m >= span / 5 * 0.8)
 
 
 def heat_map(confusion: Mapping[str, Any]) -> str:

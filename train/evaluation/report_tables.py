@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from .report_figures import DASH, KINDS, bar, dots, heat_map, key, told
+from .report_figures import DASH, KINDS, PER_CENT, bar, dots, heat_map, key, told
 from .statistics import Stat
 
 Report = Mapping[str, Any]
@@ -38,16 +38,18 @@ def why_none(report: Report, figure: str, kind: str) -> str:
     model, content = report["model"], report["content"]
     if figure in ("pesq", "stoi") and kind != "copy":
         return "copy synthesis only"
+    if kind == "copy" and not report["list"]["copies"]:
+        return "no copy synthesis in the list"
+    if kind == "target" and report["figures"]["level_db"]["target"] is None:
+        return "no recording of the target"
     if figure in ("perplexity", "codes_used") or figure.startswith("unit_"):
         if model["codebook_size"] is None:
             return "the model has no codebook"
         return "nothing was converted"
-    if kind == "copy" and not report["list"]["copies"]:
-        return "no copy synthesis in the list"
     if figure in ("f0_correlation", "voiced", "dropped", "floor_db", "real_time_factor"):
         if kind in ("source", "target"):
             return "nothing was converted"
-        return "the input is never silent" if figure == "floor_db" else "no voiced input"
+        return "the input is never silent" if figure == "floor_db" else "too few voiced frames"
     if figure in ("wer", "cer", "closed_wer"):
         if not content["voices"]:
             return "no content voice"
@@ -57,7 +59,10 @@ def why_none(report: Report, figure: str, kind: str) -> str:
     if figure == "mcd_closed":
         return "conversions only" if kind != "conversion" else "no copy synthesis to compare with"
     if figure in ("mcd", "semitones", "semitones_off"):
-        return "the reference itself" if kind == "target" else "no true target's recording"
+        if kind == "target":
+            return "the reference itself"
+        known = report["figures"]["level_db"]["target"] is not None
+        return "no voiced frame" if known else "no recording of the target"
     if figure in ("cosine_source", "cosine_margin") and kind in ("target", "copy"):
         return "no other source"
     if figure == "equal_error_rate" and kind == "source":
@@ -109,24 +114,22 @@ def main_table(report: Report) -> str:
 
 def _figure_row(report: Report, name: str, figure: Mapping[str, Any]) -> str:
     unit, cells = figure["unit"], []
-    for kind, title in KINDS.items():
+    for kind in KINDS:
         found: Stat | None = figure[kind]
         if found is None:
             inside = f"{DASH}<small>{escape(why_none(report, name, kind))}</small>"
         else:
             inside = told(found["mean"], unit)
             if found["low"] is not None:
-                span = (
-                    f"{told(found['low'], unit).removesuffix(' %')} to {told(found['high'], unit)}"
-                )
-                inside += f"<small>{span}</small>"
+                low, high = (told(found[end], unit) for end in ("low", "high"))
+                inside += f"<small>{low.removesuffix(PER_CENT)} to {high}</small>"
             elif "median" in found:
                 inside += "<small>one sentence</small>"
         css = f"n {kind}" + (" why" if found is None else "") + f" {kind}-cell"
-        cells.append(f'<td class="{css}" role="cell" data-kind="{title}">{inside}</td>')
+        cells.append(f'<td class="{css}" role="cell" data-kind="{kind}">{inside}</td>')
     said = unit if unit not in ("", "share", "x") else ""
-    better = {"near 0": "nearer 0"}.get(figure["better"], figure["better"])
-    small = ", ".join(filter(None, (said, f"{better} is better")))
+    better = {"near 0": "nearer 0"}.get(figure["better"], figure["better"]) + " is better"
+    small = ", ".join(filter(None, (said, better)))
     graphic = dots(figure["title"], unit, {kind: figure[kind] for kind in KINDS})
     return (
         f'<tr role="row"><th scope="row" role="rowheader">{escape(figure["title"])}'
@@ -173,7 +176,7 @@ def by_voice(report: Report, by: str) -> str:
         )
         rows.append(
             f'<tr><th scope="row" data-v="{escape(voice)}">{escape(voice)}'
-            f"<small>{items} conversions</small></th>{''.join(cells)}</tr>"
+            f"<small>{items} conversion{'s' * (items != 1)}</small></th>{''.join(cells)}</tr>"
         )
     heads = "".join(
         f'<th scope="col" class="n"><button type="button">{_BY_VOICE[n]}</button></th>'

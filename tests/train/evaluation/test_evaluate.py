@@ -60,6 +60,7 @@ def test_every_member_gets_a_report_and_an_interrupted_one_goes_on(run, corpus, 
     report = json.loads(done.out)
     assert report == json.loads((out / "report.json").read_text())
     assert report["list"]["conversions"] == 2 * 2
+    assert "<h1" in (out / "index.html").read_text("utf-8")
     figures = report["figures"]
     assert (figures["unit_error"]["conversion"] is None) == (member != "vq")
     assert (report["model"]["perplexity"] is None) == (member != "vq")
