@@ -13,6 +13,7 @@ import gradio as gr
 
 from vconv.errors import UsageError, VconvError
 
+from .buttons import connect
 from .conversion import Wish, named, wish
 from .convert_tab import LEVELS, file_part
 from .settings import BATCH_FILES
@@ -76,29 +77,8 @@ def build(site: Site, model: gr.Dropdown) -> gr.Dropdown:
         for said, shown in batched(site, session, token, model, files, (voice, level, kind)):
             yield said, gr.skip() if shown is None else shown
 
-    def stop(token: str, request: gr.Request) -> None:
-        site.jobs.stop(str(request.session_hash), token)
-
-    go.click(
-        run,
-        [files, voice, level, kind, model, token],
-        [status, table],
-        js="(...inputs) => window.vconv.begin('batch', inputs, false)",
-        concurrency_id="batch",
-        concurrency_limit=1,
-        show_progress="minimal",
-        show_progress_on=[status],
-        api_visibility="private",
-        trigger_mode="once",
-    )
-    cancel.click(
-        stop,
-        [token],
-        None,
-        js="() => window.vconv.stop('batch')",
-        queue=False,
-        api_visibility="private",
-    )
+    inputs = [files, voice, level, kind, model, token]
+    connect(site, "batch", go, cancel, run, inputs, [status, table], queue="batch", at_once=1)
     return voice
 
 

@@ -12,6 +12,7 @@ import gradio as gr
 from vconv.errors import UsageError
 
 from . import pictures
+from .buttons import connect
 from .conversion import RATE, Doing, Stopped, Wish, convert, wish
 from .convert_tab import doing, file_part
 from .settings import COMPARED
@@ -79,29 +80,8 @@ def build(site: Site, model: gr.Dropdown) -> gr.Dropdown:
         for said, shown in compared(site, str(request.session_hash), token, model, path, form):
             yield said, gr.skip() if shown is None else shown
 
-    def stop(token: str, request: gr.Request) -> None:
-        site.jobs.stop(str(request.session_hash), token)
-
-    go.click(
-        run,
-        [audio, voices, temperatures, readings, model, token],
-        [status, result],
-        js="(...inputs) => window.vconv.begin('compare', inputs, false)",
-        concurrency_id="voice",
-        concurrency_limit=2,
-        show_progress="minimal",
-        show_progress_on=[status],
-        api_visibility="private",
-        trigger_mode="once",
-    )
-    cancel.click(
-        stop,
-        [token],
-        None,
-        js="() => window.vconv.stop('compare')",
-        queue=False,
-        api_visibility="private",
-    )
+    inputs = [audio, voices, temperatures, readings, model, token]
+    connect(site, "compare", go, cancel, run, inputs, [status, result])
     return voices
 
 

@@ -12,6 +12,7 @@ import gradio as gr
 from vconv.errors import UsageError, VconvError
 
 from . import pictures
+from .buttons import connect
 from .conversion import RATE, Doing, Done, Stopped, convert, mixture, wish
 from .site import Site, sentence
 from .stage import Track, facts, hint, message, play_button, progress, stage
@@ -102,29 +103,9 @@ def build(site: Site, model: Any) -> list[Any]:
     def example(index: int, model: str, request: gr.Request) -> str | None:
         return example_file(site, str(request.session_hash), model, index)
 
-    def stop(token: str, request: gr.Request) -> None:
-        site.jobs.stop(str(request.session_hash), token)
-
     inputs = [audio, voice, second, share, seed, temperature, level, model, token]
-    go.click(
-        run,
-        inputs,
-        [status, result],
-        js="(...inputs) => window.vconv.begin('convert', inputs, true)",
-        concurrency_id="voice",
-        concurrency_limit=2,
-        show_progress="minimal",
-        show_progress_on=[status],
-        api_visibility="private",
-        trigger_mode="once",
-    ).then(None, js="() => { window.vconv.ended('convert-result'); }", api_visibility="private")
-    cancel.click(
-        stop,
-        [token],
-        None,
-        js="() => window.vconv.stop('convert')",
-        queue=False,
-        api_visibility="private",
+    connect(site, "convert", go, cancel, run, inputs, [status, result], live=True).then(
+        None, js="() => { window.vconv.ended('convert-result'); }", api_visibility="private"
     )
     voice.change(
         lambda model, voice: voice_sample(site, model, voice),
