@@ -5,14 +5,16 @@ A line that was cut by an interruption is dropped, and its task done again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vconv.errors import UsageError
+from vconv.errors import SetupError, UsageError
 from vconv.reading import printable
 
 ITEMS = "items.jsonl"
@@ -68,7 +70,25 @@ class Record:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError:
+            if error is None:  # else a full disk has been told already
+                raise
+
+
+@contextmanager
+def disk_told(folder: Path) -> Iterator[None]:
+    """SetupError for a disk that is full or fails; what is recorded by then stands."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        raise SetupError(
+            f"{printable(folder)}: cannot be written ({error.strerror}); the same command goes on "
+            "once it can."
+        ) from None
 
 
 def _read(path: Path) -> tuple[Plan | None, dict[str, dict[str, Any]]]:

@@ -29,7 +29,7 @@ from ..lock import only_writer
 from .examples import keep_examples
 from .model_figures import model_figures
 from .pairs import PairList, evenly, read_pairs
-from .record import Record
+from .record import Record, disk_told
 from .report import distributions, write_page
 from .score import ItemTask, RecordingTask, Row, Scorer, Settings, Task
 from .summary import summarise, voice_errors
@@ -92,6 +92,7 @@ def evaluate(request: Request) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{printable(folder)}: cannot be written ({error.strerror}).") from None
     with (
+        disk_told(folder),
         only_writer(folder, "an evaluation"),
         Record(folder, plan, overwrite=request.overwrite) as record,
     ):
