@@ -1,4 +1,9 @@
-"""The scripted step: against the eager network, the definition of a draw, and itself in pieces."""
+"""The step, scripted and in blocks: against the eager network, the definition of a draw, and itself
+in pieces.
+
+The engine of CUDA graphs is here without a GPU: its blocks at fixed places, run one by one instead
+of replayed. tests/engines/test_cudagraphs.py has the rest of it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,8 @@ import torch
 
 from vconv.engines import create_engine
 from vconv.engines.base import conditioning_steps
-from vconv.engines.torchscript import TorchScriptEngine
+from vconv.engines.cudagraphs import CudaGraphsEngine
+from vconv.engines.torchscript import IncrementalEngine, TorchScriptEngine
 from vconv.errors import ModelError, SetupError
 from vconv.nn.wavenet import WaveNet
 
@@ -24,7 +30,7 @@ class Case:
     """An eager network, the engine of its weights, and work for it."""
 
     network: WaveNet
-    engine: TorchScriptEngine
+    engine: IncrementalEngine
     channels: torch.Tensor
     conditioning: np.ndarray  # as the engine takes it
     codes: np.ndarray
@@ -55,13 +61,16 @@ class Case:
         return logits.numpy()
 
 
+ENGINES = (TorchScriptEngine, CudaGraphsEngine)
+
+
 @pytest.fixture(
     scope="module",
-    params=[(kernel, hop) for kernel in (2, 3) for hop in CUTS],
-    ids=[f"kernel-{kernel}-hop-{hop}" for kernel in (2, 3) for hop in CUTS],
+    params=[(kind, kernel, hop) for kind in ENGINES for kernel in (2, 3) for hop in CUTS],
+    ids=lambda param: f"{param[0].name}-kernel-{param[1]}-hop-{param[2]}",
 )
 def case(request: pytest.FixtureRequest) -> Case:
-    lanes, (kernel, hop) = 3, request.param
+    lanes, (kind, kernel, hop) = 3, request.param
     samples = sum(CUTS[hop])
     torch.manual_seed(0)
     network = WaveNet(
@@ -79,7 +88,7 @@ def case(request: pytest.FixtureRequest) -> Case:
         for parameter in network.parameters():
             parameter.mul_(2)  # so that the logits spread and every layer matters
     weights = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
-    engine = TorchScriptEngine(weights, blocks=2, layers=5, kernel_size=kernel, hop=hop)
+    engine = kind(weights, blocks=2, layers=5, kernel_size=kernel, hop=hop, device="cpu")
     channels = torch.randn(lanes, conditioning_steps(samples, hop), 4)
     with torch.inference_mode():
         conditioning = (channels if hop == 1 else network.project(channels)).numpy()
@@ -132,6 +141,60 @@ def test_a_call_leaves_its_state_and_arguments_alone(case: Case) -> None:
     np.testing.assert_array_equal(conditioning, case.conditioning)
     np.testing.assert_array_equal(codes, case.codes)
     assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
+
+
+def steps_of(case: Case, first: int, samples: int) -> np.ndarray:
+    """The conditioning of so many samples from the first on."""
+    step = first // case.hop
+    return case.conditioning[:, step : step + conditioning_steps(samples, case.hop)]
+
+
+def test_states_at_any_positions_are_joined_and_parted_to_the_bit(case: Case) -> None:
+    """A lane that was in company goes on with the very bits that it has without: moving rows of a
+    ring buffer changes no number. Positions lie below and beyond the longest ring."""
+    engine, first = case.engine, 2 * CUTS[case.hop][1]
+    states = [engine.initial_state(3)]
+    for samples in (case.hop, first):
+        steps, codes = steps_of(case, 0, samples), case.codes[:, :samples]
+        states.append(engine.score(steps, codes, engine.initial_state(3))[1])
+    for leader in states:
+        joined = engine.join([leader, *states])
+        assert torch.equal(joined[2], leader[2])
+        assert len(joined[0]) == 12
+        parts = engine.split(joined, [3, 3, 3, 3])
+        for part, alone in zip(parts[1:], states, strict=True):
+            assert part[1].is_contiguous()
+            rest = slice(first, first + CUTS[case.hop][0])
+            steps = steps_of(case, first, CUTS[case.hop][0])
+            wanted, after = engine.score(steps, case.codes[:, rest], alone)
+            found, moved = engine.score(steps, case.codes[:, rest], part)
+            np.testing.assert_array_equal(found, wanted)
+            # Back at their positions the contexts are the same, too.
+            back = engine.split(engine.join([after, moved]), [3, 3])[1]
+            assert all(torch.equal(a, b) for a, b in zip(back, after, strict=True))
+
+
+def test_joined_lanes_say_what_they_say_alone(case: Case) -> None:
+    """But for the last bits, which depend on how many lanes a product has."""
+    engine, length = case.engine, CUTS[case.hop][1]
+    whole = sum(CUTS[case.hop]) - length
+    whole -= whole % case.hop
+    _, later = engine.score(
+        steps_of(case, 0, length), case.codes[:, :length], (engine.initial_state(3))
+    )
+    begun = engine.initial_state(2)
+    steps = np.concatenate((steps_of(case, 0, whole)[:2], steps_of(case, length, whole)))
+    codes = np.concatenate((case.codes[:2, :whole], case.codes[:, length : length + whole]))
+    logits, after = engine.score(steps, codes, engine.join([begun, later]))
+    alone = [
+        engine.score(steps[:2], codes[:2], begun),
+        engine.score(steps[2:], codes[2:], later),
+    ]
+    parts = engine.split(after, [2, 3])
+    for rows, part, (wanted, state) in zip((logits[:2], logits[2:]), parts, alone, strict=True):
+        np.testing.assert_allclose(rows, wanted, atol=1e-5)
+        moved = engine.split(engine.join([state, part]), [len(wanted)] * 2)[1]
+        np.testing.assert_allclose(moved[1], state[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
@@ -202,11 +265,11 @@ def test_an_output_that_is_not_finite_is_an_error_not_noise(case: Case, value: f
 
 def test_a_gpu_that_is_not_there_is_an_error(case: Case) -> None:
     with pytest.raises(SetupError, match="cuda:99 was asked for"):
-        TorchScriptEngine(case.weights, **case.options, device="cuda:99")
+        type(case.engine)(case.weights, **case.options, device="cuda:99")
 
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_logits(case: Case) -> None:
-    engine = TorchScriptEngine(case.weights, **case.options, device="cuda")
+    engine = type(case.engine)(case.weights, **case.options, device="cuda")
     logits, _ = engine.score(case.conditioning, case.codes, engine.initial_state(3))
     np.testing.assert_allclose(logits, case.eager_logits(case.codes), atol=1e-4)

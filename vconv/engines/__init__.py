@@ -1,5 +1,5 @@
 """Generating engines: one signature, several implementations."""
 
-from vconv.engines.base import Codes, Engine, State, create_engine
+from vconv.engines.base import Codes, Engine, Joining, State, create_engine
 
-__all__ = ["Codes", "Engine", "State", "create_engine"]
+__all__ = ["Codes", "Engine", "Joining", "State", "create_engine"]

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,12 +83,26 @@ class Engine(Protocol):
         """
 
 
+@runtime_checkable
+class Joining(Engine, Protocol):
+    """An engine whose states can be put together, so that lanes of several streams are generated
+    in one call (``shared.SharedEngine``)."""
+
+    def join(self, states: Sequence[State]) -> State:
+        """The lanes of several states, in their order, as one state. Nothing is computed: a lane
+        goes on as it would have."""
+
+    def split(self, state: State, counts: Sequence[int]) -> list[State]:
+        """A state's lanes, in their order, as states of so many lanes each."""
+
+
 PRECISIONS = ("fp32", "bf16", "int8")
 MAX_COST = 0.01  # nats a sample; training noise between two seeds is 0.003
 
 _CLASSES = {
     "native": ("vconv.engines.native", "NativeEngine"),
     "torchscript": ("vconv.engines.torchscript", "TorchScriptEngine"),
+    "cudagraphs": ("vconv.engines.cudagraphs", "CudaGraphsEngine"),
 }
 
 
@@ -104,7 +118,7 @@ def create_engine(
     precision: str = "fp32",
     costs: Mapping[str, float] | None = None,
 ) -> Engine:
-    """The engine called `native` or `torchscript`, or for `auto` the best of those installed.
+    """The engine of that name, or for `auto` the best of those installed.
 
     weights: the WaveNet's tensors under their eager names, without `decoder.wavenet.`; its
     `condition` tensors are needed with hop 1 and otherwise not looked at. precision: `fp32`,
@@ -133,6 +147,10 @@ def create_engine(
             raise SetupError(
                 f"--engine {name} needs torch; run `pip install 'vconv[export]'`, "
                 "or use --engine native."
+            )
+        if name == "cudagraphs" and device == "cpu":
+            raise UsageError(
+                "the cudagraphs engine runs on CUDA only; use --device cuda or another --engine."
             )
         options["device"] = device
     module, class_name = _CLASSES[name]

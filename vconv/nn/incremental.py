@@ -169,6 +169,35 @@ class IncrementalWaveNet(nn.Module):
             torch.zeros([], dtype=torch.int64, device=device),
         )
 
+    def join(self, states: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """The lanes of several states, in their order, as one state at the first one's position.
+
+        Rows are moved, numbers are not touched: of a layer with N rows, what a state at position p
+        has in row r belongs in row (r + q - p) modulo N at position q.
+        """
+        position = states[0][2]
+        reach = self.row_count[: self.count]
+        start = self.row_start[: self.count].repeat_interleave(reach, output_size=self.rows)
+        count = reach.repeat_interleave(reach, output_size=self.rows)
+        row = torch.arange(self.rows, device=position.device) - start
+        moved = [
+            contexts.index_select(0, start + (row - (position - its)) % count)
+            for _, contexts, its in states
+        ]
+        return torch.cat([code for code, _, _ in states]), torch.cat(moved, dim=1), position
+
+    def split(
+        self, state: tuple[Tensor, Tensor, Tensor], counts: list[int]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """A state's lanes as states of so many each, none of which keeps the whole alive."""
+        code, contexts, position = state
+        return [
+            (its_code.clone(), its_contexts.contiguous(), position)
+            for its_code, its_contexts in zip(
+                code.split(counts), contexts.split(counts, dim=1), strict=True
+            )
+        ]
+
     def forward(
         self,
         conditioning: Tensor,
