@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -546,6 +547,64 @@ def test_a_session_that_fell_back_to_the_cpu_is_noticed(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.raises(SetupError, match="could not load its CUDA support"):
         Bundle.open(whole).encoder("cuda:0")
+
+
+class Claiming(onnxruntime.InferenceSession):
+    """A session on the CPU that says it has CUDA, and what it was made with."""
+
+    made: ClassVar[list[tuple[onnxruntime.SessionOptions, dict[str, object]]]] = []
+
+    def __init__(self, data: bytes, options: onnxruntime.SessionOptions, **others: object) -> None:
+        self.made.append((options, others))
+        super().__init__(data, options, **{**others, "providers": ["CPUExecutionProvider"]})
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_single_nodes_on_the_cpu_are_noticed(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime's own account of where it put them; the arithmetic of shapes may be there."""
+    if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        pytest.skip("this onnxruntime does not tell")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Claiming)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(SetupError, match=r"would compute ArgMin, .*Conv, .* on the CPU") as caught:
+        Bundle.open(whole).encoder("cuda:1")
+    assert " Shape" not in str(caught.value)
+    ((options, others),) = Claiming.made
+    recorded = "session.record_ep_graph_assignment_info"
+    assert options.get_session_config_entry(recorded) == "1"
+    # Its own retrying on the CPU, when a session cannot be made or run.
+    assert others["enable_fallback"] == 0
+    assert others["providers"] == [
+        ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"}),
+        "CPUExecutionProvider",
+    ]
+
+
+def test_a_graph_of_shapes_alone_may_be_on_the_cpu(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vconv import graphs
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Claiming)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    value, helper = onnx.helper.make_tensor_value_info, onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node("Shape", ["x"], ["y"])],
+        "shape",
+        [value("x", onnx.TensorProto.FLOAT, ["batch", "samples"])],
+        [value("y", onnx.TensorProto.INT64, [2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    made = graphs.Graph(
+        model.SerializeToString(),
+        "shape.onnx",
+        "cuda",
+        inputs={"x": ("tensor(float)", (None, None))},
+        outputs={"y": ("tensor(int64)", (2,))},
+    )
+    assert made.run(["y"], {"x": np.zeros((3, 4), np.float32)})[0].tolist() == [3, 4]
 
 
 # Names

@@ -35,6 +35,7 @@ from .results import WrittenFile
 from .wave_stream import Peeked
 
 MAX_JOBS = 1024
+_JOBS_ON_A_GPU = 16  # their lanes are generated together
 
 __all__ = ["Options", "convert_all"]
 
@@ -182,8 +183,10 @@ def _pool(converter: Converter, options: Options, count: int | None, files: int)
 
         return Cluster(options.ray, converter, options, count, files)
     if count is None:
-        # Other engines have threads of their own.
-        count = usable_cores() if converter.engine == "native" else 1
+        if options.device not in ("auto", "cpu"):
+            count = _JOBS_ON_A_GPU
+        else:  # other engines have threads of their own
+            count = usable_cores() if converter.engine == "native" else 1
     return Threads(converter, options, min(count, files))
 
 

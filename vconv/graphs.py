@@ -31,6 +31,13 @@ Codes = npt.NDArray[np.int64]
 
 _DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
 
+# What onnxruntime puts on the CPU on purpose, wherever the rest runs: the arithmetic of shapes. To
+# forbid the CPU altogether (session.disable_cpu_ep_fallback) would refuse every graph of ours.
+_OF_SHAPES = frozenset(
+    "Shape Size Squeeze Unsqueeze Reshape Expand ConstantOfShape Concat Slice Gather Range Cast "
+    "Identity Add Sub Mul Div Mod Neg Min Max Equal Less Greater Where Not ReduceProd".split()
+)
+
 
 class Encoder:
     """encoder.onnx: waveform [B, T] -> codes [B, U] (-1 where there is no codebook), latents
@@ -99,7 +106,13 @@ Signature = Mapping[str, tuple[str, tuple[int | None, ...]]]
 
 
 class Graph:
-    """A session on the device that was asked for, and on no other."""
+    """A session on the device that was asked for, and on no other.
+
+    onnxruntime falls back to the CPU in three ways, all of them without an error: with the whole
+    session where CUDA cannot be loaded; with a node that CUDA has no kernel for; and with a session
+    whose run has failed. The first two are found here when the session is made (the second by
+    onnxruntime 1.24 or later, which tells where it put its nodes), and the third is switched off.
+    """
 
     def __init__(
         self, data: bytes, where: str, device: str, *, inputs: Signature, outputs: Signature
@@ -112,11 +125,15 @@ class Graph:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
+        if device != "cpu":
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         asked = providers[0] if isinstance(providers[0], str) else providers[0][0]
         quiet = contextlib.nullcontext() if device == "cpu" else _quiet()
         try:
             with quiet:
-                session = onnxruntime.InferenceSession(data, options, providers=providers)
+                session = onnxruntime.InferenceSession(
+                    data, options, providers=providers, enable_fallback=0
+                )
         except Exception as error:  # onnxruntime's exceptions share no base but this one
             raise ModelError(
                 f"{where}: onnxruntime cannot load it ({_first_line(error)})."
@@ -128,6 +145,12 @@ class Graph:
                 f"device {device} was asked for, but onnxruntime could not load its "
                 f"{asked.removesuffix('ExecutionProvider')} support; install the CUDA libraries "
                 "(pip install 'vconv[cuda]') or use --device cpu."
+            )
+        strays = [] if device == "cpu" else _strays(session)
+        if strays:
+            raise SetupError(
+                f"device {device} was asked for, but onnxruntime would compute {', '.join(strays)} "
+                f"of {where} on the CPU; install another onnxruntime-gpu or use --device cpu."
             )
         for kind, wanted, found in (
             ("input", inputs, session.get_inputs()),
@@ -152,6 +175,19 @@ class Graph:
                 f"{self._where}: onnxruntime cannot run it ({_first_line(error)})."
             ) from None
         return results
+
+
+def _strays(session: Any) -> list[str]:
+    """The kinds of nodes that were put on the CPU and are more than the arithmetic of shapes."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # before 1.24
+        return []
+    on_cpu = {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+    }
+    return sorted(on_cpu - _OF_SHAPES)
 
 
 def _providers(device: str) -> list[Any]:

@@ -9,6 +9,9 @@ silence, and speaks beyond its end, so that neighbours overlap. In the overlap b
 units with the same uniforms, which are counted by sample, not by lane: so in fp32 they mostly draw
 the same codes, and once they have done so for a receptive field they are one and the same. In int8
 they seldom do. Where they differ least they are crossfaded.
+
+On a GPU the lanes of all recordings that are on their way are computed together, by the engine
+itself (``engines.shared``).
 """
 
 from __future__ import annotations

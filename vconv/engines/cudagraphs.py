@@ -1,9 +1,9 @@
 """The step of ``nn.incremental`` as CUDA graphs: a block of samples in one launch.
 
 A sample takes some ninety operations, and on a GPU each takes longer to launch than to compute for
-few lanes. So the operations of a block of samples are recorded once, with all that they read and write at fixed
-places, and launched together from then on. It is the eager module that is recorded: the engine for
-a GPU where nothing better is there, and what a better one is compared with.
+few lanes. So the operations of a block of samples are recorded once, with all that they read and
+write at fixed places, and launched together from then on. It is the eager module that is recorded:
+the engine for a GPU where nothing better is there, and what a better one is compared with.
 
 A recording is good for one number of lanes, one temperature, and for drawing or following codes.
 Lanes are therefore made up to a round number: in company (``shared``) their number changes often,
