@@ -24,6 +24,7 @@ from vconv.bundle import REQUIRED, Bundle, find_model, known_models
 from vconv.config import ModelConfig
 from vconv.errors import ModelError, SetupError, UsageError
 from vconv.geometry import Geometry, Span
+from vconv.graphs import Graph
 from vconv.manifest import GeometryInfo
 from vconv.onnxfile import graph_tensors
 from vconv.weights import expected_shapes
@@ -567,6 +568,7 @@ def test_single_nodes_on_the_cpu_are_noticed(whole: Path, monkeypatch: pytest.Mo
     if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         pytest.skip("this onnxruntime does not tell")
     monkeypatch.setattr(onnxruntime, "InferenceSession", Claiming)
+    monkeypatch.setattr(Claiming, "made", [])
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.raises(SetupError, match=r"would compute ArgMin, .*Conv, .* on the CPU") as caught:
         Bundle.open(whole).encoder("cuda:1")
@@ -582,29 +584,33 @@ def test_single_nodes_on_the_cpu_are_noticed(whole: Path, monkeypatch: pytest.Mo
     ]
 
 
-def test_a_graph_of_shapes_alone_may_be_on_the_cpu(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["Shape", "Log"])
+def test_shapes_may_be_computed_on_the_cpu_and_of_small_things_one_is_told(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from vconv import graphs
-
     monkeypatch.setattr(onnxruntime, "InferenceSession", Claiming)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    value, helper = onnx.helper.make_tensor_value_info, onnx.helper
+    value, shape = helper.make_tensor_value_info, kind == "Shape"
+    output = value("y", TensorProto.INT64, [2]) if shape else value("y", TensorProto.FLOAT, ["n"])
     graph = helper.make_graph(
-        [helper.make_node("Shape", ["x"], ["y"])],
-        "shape",
-        [value("x", onnx.TensorProto.FLOAT, ["batch", "samples"])],
-        [value("y", onnx.TensorProto.INT64, [2])],
+        [helper.make_node(kind, ["x"], ["y"])],
+        "small",
+        [value("x", TensorProto.FLOAT, ["n", "samples"] if shape else ["n"])],
+        [output],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    made = graphs.Graph(
+    made = Graph(
         model.SerializeToString(),
-        "shape.onnx",
+        "small.onnx",
         "cuda",
-        inputs={"x": ("tensor(float)", (None, None))},
-        outputs={"y": ("tensor(int64)", (2,))},
+        inputs={"x": ("tensor(float)", (None, None) if shape else (None,))},
+        outputs={"y": ("tensor(int64)", (2,)) if shape else ("tensor(float)", (None,))},
     )
-    assert made.run(["y"], {"x": np.zeros((3, 4), np.float32)})[0].tolist() == [3, 4]
+    found = made.run(["y"], {"x": np.ones((3, 4) if shape else 2, np.float32)})[0]
+    assert found.tolist() == ([3, 4] if shape else [0, 0])
+    told = "small.onnx: onnxruntime computes its Log on the CPU."
+    if hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        assert caplog.messages == ([] if shape else [told])
 
 
 # Names

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +30,8 @@ except ImportError as error:
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
 
+log = logging.getLogger("vconv")
+
 _DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
 
 # What onnxruntime puts on the CPU on purpose, wherever the rest runs: the arithmetic of shapes. To
@@ -37,6 +40,7 @@ _OF_SHAPES = frozenset(
     "Shape Size Squeeze Unsqueeze Reshape Expand ConstantOfShape Concat Slice Gather Range Cast "
     "Identity Add Sub Mul Div Mod Neg Min Max Equal Less Greater Where Not ReduceProd".split()
 )
+_WORK = ("Conv", "MatMul", "Gemm")  # in the names of kinds, fused ones too, that take the time
 
 
 class Encoder:
@@ -110,8 +114,9 @@ class Graph:
 
     onnxruntime falls back to the CPU in three ways, all of them without an error: with the whole
     session where CUDA cannot be loaded; with a node that CUDA has no kernel for; and with a session
-    whose run has failed. The first two are found here when the session is made (the second by
-    onnxruntime 1.24 or later, which tells where it put its nodes), and the third is switched off.
+    whose run has failed. The first is an error here. So is the second for a product or convolution,
+    and for anything else a warning, by onnxruntime 1.24 or later, which tells where it put its
+    nodes. The third is switched off.
     """
 
     def __init__(
@@ -147,11 +152,14 @@ class Graph:
                 "(pip install 'vconv[cuda]') or use --device cpu."
             )
         strays = [] if device == "cpu" else _strays(session)
-        if strays:
+        named = ", ".join(strays)
+        if any(work in kind for kind in strays for work in _WORK):
             raise SetupError(
-                f"device {device} was asked for, but onnxruntime would compute {', '.join(strays)} "
-                f"of {where} on the CPU; install another onnxruntime-gpu or use --device cpu."
+                f"device {device} was asked for, but onnxruntime would compute {named} of {where} "
+                "on the CPU; install another onnxruntime-gpu or use --device cpu."
             )
+        if strays:
+            log.warning("%s: onnxruntime computes its %s on the CPU.", where, named)
         for kind, wanted, found in (
             ("input", inputs, session.get_inputs()),
             ("output", outputs, session.get_outputs()),

@@ -10,8 +10,9 @@ one, and between two calls its thread prepares the next chunk. While some stream
 here nor given up, the leader waits, but for no longer than a share of what the call will take:
 together, a call costs about the same for all as for one, so to go without a stream that comes a
 moment later would cost that stream a whole call, and to wait in vain costs a share of one. A stream
-that was waited for in vain is given up until it calls again, so one that is stuck (a slow disk, a
-listener who pauses) costs its share once. A stream that is alone never waits.
+that was waited for in vain is given up until it calls at the same time as another, so one that is
+stuck (a slow disk, a listener who pauses), or that has its turns in the same thread, costs its
+share once. A stream that is alone never waits.
 
 B lanes, T samples, F conditioning steps, Q levels.
 """
@@ -131,9 +132,9 @@ class SharedEngine:
     def _answered(self, call: _Call) -> tuple[NDArray[Any], _State]:
         stream = call.state.stream
         with self._turn:
+            stream.awaited |= self._led or bool(self._waiting)
             self._waiting.append(call)
             stream.calls += 1
-            stream.awaited = True
             self._turn.notify_all()
             try:
                 while not call.over:
@@ -159,6 +160,8 @@ class SharedEngine:
             self._gather()
             batch = [call for call in self._waiting if call.kind == self._waiting[0].kind]
             self._waiting = [call for call in self._waiting if call not in batch]
+            for call in batch:
+                call.state.stream.awaited |= len(batch) > 1
             self._turn.release()
             try:
                 self._answer(batch)
