@@ -93,7 +93,7 @@ class Converter:
 
     @property
     def engine(self) -> str:
-        """What generates: "native" or "torchscript"."""
+        """What generates: "native", "torchscript" or "triton"."""
         return self._model.engine.name
 
     @property
@@ -410,7 +410,7 @@ def load(
         name_or_path: a bundle's folder, or the name of one that is bundled or in ``$VCONV_HOME``.
         device: "auto", "cpu", "cuda" or "cuda:N". CUDA that is not there is an error, never the
             CPU in silence.
-        engine: "auto", "native" or "torchscript".
+        engine: "auto", "native", "torchscript" or "triton".
         precision: "auto", "fp32", "bf16" or "int8", of the native engine; the last two only of a
             model that was found to lose next to nothing by them.
 

@@ -17,7 +17,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from .audio import MuLaw
 from .bundle import Bundle
-from .engines import Engine, create_engine
+from .engine_choice import engine_for
+from .engines import Engine
 from .errors import UsageError
 from .grid import Grid
 from .reading import Samples
@@ -72,14 +73,7 @@ class Model:
         self.input_level_db = bundle.manifest.input_level_db
         self._encoder = bundle.encoder(device)
         self._conditioner = bundle.conditioner(device)
-        self.engine: Engine = create_engine(
-            engine,
-            bundle.weights("decoder.wavenet."),
-            **bundle.engine_options(),
-            device=device,
-            precision=precision,
-            costs={str(name): cost for name, cost in bundle.manifest.precisions.items()},
-        )
+        self.engine: Engine = engine_for(bundle, name=engine, device=device, precision=precision)
 
     def encode(self, wav: Samples) -> Stretch:
         """wav [T] -> its units; pitch is log2 of F0 in Hz."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vconv.engines.base import Codes, State, conditioning_steps
-from vconv.errors import ModelError, SetupError, UsageError
+from vconv.errors import ModelError, UsageError
 from vconv.nn.wavenet import WaveNet
 
 from . import triton_kernel
@@ -148,7 +148,8 @@ class TritonEngine:
 
     def join(self, states: Sequence[State]) -> LaneState:
         """One state of all lanes of these, in order; they may have begun at different times."""
-        return LaneState(*(torch.cat(parts) for parts in zip(*map(_lane_state, states), strict=True)))
+        parts = zip(*map(_lane_state, states), strict=True)
+        return LaneState(*(torch.cat(part) for part in parts))
 
     def split(self, state: State, counts: Sequence[int]) -> list[LaneState]:
         """States of the first counts[0] lanes, the next counts[1] and so on, all lanes in all.
@@ -216,9 +217,7 @@ class TritonEngine:
                 conditioning=given,
                 uniforms=self._sent(uniforms, torch.float32),
                 forced=history,
-                scratch=torch.empty(
-                    [rows, self._scratch], dtype=self._operand, device=self.device
-                ),
+                scratch=torch.empty([rows, self._scratch], dtype=self._operand, device=self.device),
                 path=torch.empty([rows, path], device=self.device),
                 lanes=lanes,
                 samples=samples,

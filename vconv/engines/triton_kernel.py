@@ -26,8 +26,6 @@ store.
 
 from __future__ import annotations
 
-# mypy sees neither the decorator's types nor those inside of a kernel, which is a language of its
-# own in Python's syntax.
 import triton
 import triton.language as tl
 
@@ -231,9 +229,7 @@ def generate(
                 row = first + (time & modulo)
                 place = lane_ring + row[:, None] * R + column_r[None, :]
                 tl.store(place, present, mask=alive[:, None], cache_modifier=".cg")
-                w = tl.load(
-                    residual + layer * (G * R) + column_g[:, None] * R + column_r[None, :]
-                )
+                w = tl.load(residual + layer * (G * R) + column_g[:, None] * R + column_r[None, :])
                 x += tl.load(residual_bias + layer * R + column_r)[None, :]
                 x = tl.dot(z, w, x, input_precision="ieee")
                 w = tl.load(skip + layer * (G * S) + column_g[:, None] * S + column_s[None, :])
