@@ -102,20 +102,22 @@ def test_bf16_is_taken_by_itself_where_it_is_cheap_or_nobody_has_said() -> None:
 
 
 class Standing:
-    """For the Triton engine on a GPU: another that is right, with whatever fault is wanted."""
+    """For the Triton engine on a GPU: another, of one lane said for all, with a fault if wanted."""
 
     def __init__(self, fault: str) -> None:
         self.inner = create_engine("torchscript", weights(), **options())
         self.fault = fault
         self.name, self.precision = "triton", "bf16" if fault == "lossy" else "fp32"
         self.levels, self.hop = self.inner.levels, self.inner.hop
-        self.initial_state = self.inner.initial_state
+
+    def initial_state(self, lanes: int) -> Any:
+        return self.inner.initial_state(1)
 
     def score(self, conditioning: Any, codes: Any, state: Any) -> Any:
         if self.fault == "compiler":
             raise RuntimeError("ptxas failed\nwith a long story")
-        logits, after = self.inner.score(conditioning, codes, state)
-        logits = logits.copy()
+        logits, after = self.inner.score(conditioning[:1], codes[:1], state)
+        logits = np.repeat(logits, len(codes), axis=0)
         if self.fault == "logits":
             logits[0, 500, 3] += 1e-3
         if self.fault == "lossy":
@@ -127,7 +129,8 @@ class Standing:
     def generate(self, conditioning: Any, uniforms: Any, temperature: float, state: Any) -> Any:
         if self.fault == "draws":
             uniforms = uniforms * np.float32(0.9)
-        return self.inner.generate(conditioning, uniforms, temperature, state)
+        codes, after = self.inner.generate(conditioning[:1], uniforms[:1], temperature, state)
+        return np.repeat(codes, len(uniforms), axis=0), after
 
 
 @pytest.mark.parametrize(
@@ -162,9 +165,7 @@ def test_on_a_gpu_it_is_chosen_only_after_it_has_reproduced_golden(
     (record,) = caplog.records
     assert re.search(said, record.getMessage())
     # Asked for by name, it is what it is.
-    assert isinstance(
-        engine_for(bundle, name="triton", device="cuda", precision="auto"), Standing
-    )
+    assert isinstance(engine_for(bundle, name="triton", device="cuda", precision="auto"), Standing)
 
 
 def test_a_gpu_that_is_not_there_is_an_error_and_no_choice() -> None:
