@@ -37,14 +37,16 @@ from vconv.audio import SAMPLE_RATE
 from vconv.bench import Decoder
 from vconv.bundle import CONDITIONER, DECODER, ENCODER, GOLDEN, Bundle
 from vconv.config import Config, load_config
+from vconv.engine_choice import nats_lost
 from vconv.engines import create_engine
 from vconv.engines.base import PRECISIONS
 from vconv.export.bundle import export_run
 from vconv.export.comparison import Comparison, difference, worst
-from vconv.export.golden import LOGIT_STEPS, Floats, Golden, joined
+from vconv.export.golden import joined
 from vconv.export.torchscript import load_decoder
-from vconv.export.verify import forced_logits, nats_lost
+from vconv.export.verify import forced_logits
 from vconv.export.verify_torch import conditioner_gap, encoder_gaps, load_network
+from vconv.golden import LOGIT_STEPS, Floats, Golden
 from vconv.timing import Trial, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]

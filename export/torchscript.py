@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from vconv.errors import ModelError
+from vconv.golden import UNREADABLE
 from vconv.nn.autoencoder import Autoencoder
 from vconv.nn.incremental import IncrementalWaveNet, scripted
 from vconv.nn.wavenet import WaveNet
-
-from .golden import UNREADABLE
 
 METADATA = "metadata.json"
 _STORAGE = re.compile(r"[^/]+/(?:data|constants)/\d+")

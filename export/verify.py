@@ -15,10 +15,12 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from vconv.bundle import CONDITIONER, DECODER, ENCODER, GOLDEN, SPEAKERS, WEIGHTS, Bundle
+from vconv.engine_choice import nats_lost
 from vconv.engines import Engine, create_engine
 from vconv.engines.base import MAX_COST
 from vconv.errors import ModelError, SetupError
 from vconv.geometry import FEATURES, FRAME_HOP, FRAMING, Geometry, Span
+from vconv.golden import LOGIT_STEPS, Floats, Golden, golden_plan
 from vconv.onnxfile import GraphTensor, graph_tensors
 from vconv.weights import Tensors
 
@@ -37,7 +39,7 @@ from .comparison import (
     worst,
 )
 from .definitions import fixed_numbers, pitch_of, scalar_levels
-from .golden import LOGIT_STEPS, Floats, Golden, forced_codes, golden_plan, golden_signal, joined
+from .golden import forced_codes, golden_signal, joined
 
 # What is fixed by definition, computed in float32 there and in float64 here.
 FIXED_TOLERANCE = 1e-4
@@ -309,15 +311,6 @@ def forced_logits(bundle: Bundle, golden: Golden, engine: Engine) -> Floats:
     state = engine.initial_state(1)
     logits: Floats = engine.score(conditioning, golden.forced[None], state)[0][0]
     return logits
-
-
-def nats_lost(wanted: Floats, found: Floats) -> float:
-    """D(wanted || found) of logits [T, Q], as a mean over the steps."""
-    p, q = (
-        logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64), 1, keepdims=True)
-        for logits in (wanted, found)
-    )
-    return float((np.exp(p) * (p - q)).sum(1).mean())
 
 
 def score_comparisons(bundle: Bundle, golden: Golden, engine: Engine) -> Iterator[Comparison]:

@@ -15,6 +15,7 @@ from vconv.bundle import CONDITIONER, DECODER, GOLDEN, WEIGHTS, Bundle
 from vconv.config import ModelConfig
 from vconv.errors import ModelError
 from vconv.geometry import FRAME_HOP, Span
+from vconv.golden import LOGIT_STEPS, Floats, Golden, golden_plan
 from vconv.graphs import Conditioner, Encoder
 from vconv.nn.autoencoder import Autoencoder, build_autoencoder
 from vconv.weights import Tensors
@@ -34,7 +35,7 @@ from .comparison import (
     worst,
 )
 from .definitions import pitch_of
-from .golden import LOGIT_STEPS, Floats, Golden, golden_plan, handed_over, joined
+from .golden import handed_over, joined
 from .torchscript import load_decoder, stored_numbers, whole_decoder
 
 

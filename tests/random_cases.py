@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vconv.export.golden import Floats, golden_signal
+from vconv.export.golden import golden_signal
 from vconv.geometry import Geometry, Span
+from vconv.golden import Floats
 
 MAX_BATCH = 4
 _MORE_SAMPLES = 6_000  # at most so many beyond the shortest

@@ -38,7 +38,7 @@ from .timing import (
 )
 from .weights import Tensors
 
-ENGINES = ("native", "torchscript")
+ENGINES = ("native", "torchscript")  # those of the CPU, on which it measures
 
 _BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 _MAX_LANES = 1024

@@ -25,7 +25,7 @@ RecordingOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda[:N].")]
-EngineOption = Annotated[str, typer.Option(help="auto, native, torchscript or cudagraphs.")]
+EngineOption = Annotated[str, typer.Option(help="auto, native, torchscript, cudagraphs or triton.")]
 PrecisionOption = Annotated[
     str, typer.Option(help="auto, fp32, bf16 or int8: how the native engine keeps weights.")
 ]

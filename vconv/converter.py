@@ -410,8 +410,8 @@ def load(
         name_or_path: a bundle's folder, or the name of one that is bundled or in ``$VCONV_HOME``.
         device: "auto", "cpu", "cuda" or "cuda:N". CUDA that is not there is an error, never the
             CPU in silence.
-        engine: "auto", "native", "torchscript" or "cudagraphs".
-        precision: "auto", "fp32", "bf16" or "int8", of the native engine; the last two only of a
+        engine: "auto", "native", "torchscript", "cudagraphs" or "triton".
+        precision: "auto", "fp32", "bf16" or "int8", of the native engine (triton: no int8); the last two only of a
             model that was found to lose next to nothing by them.
 
     Raises ModelError for a bundle that is damaged or not one, SetupError for a device, package or

@@ -17,7 +17,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from .audio import MuLaw
 from .bundle import Bundle
-from .engines import Engine, Joining, create_engine
+from .engine_choice import engine_for
+from .engines import Engine, Joining
 from .engines.shared import SharedEngine
 from .errors import UsageError
 from .grid import Grid
@@ -73,14 +74,7 @@ class Model:
         self.input_level_db = bundle.manifest.input_level_db
         self._encoder = bundle.encoder(device)
         self._conditioner = bundle.conditioner(device)
-        made: Engine = create_engine(
-            engine,
-            bundle.weights("decoder.wavenet."),
-            **bundle.engine_options(),
-            device=device,
-            precision=precision,
-            costs={str(name): cost for name, cost in bundle.manifest.precisions.items()},
-        )
+        made: Engine = engine_for(bundle, name=engine, device=device, precision=precision)
         # On a GPU the lanes of several recordings take about as long as those of one.
         if device != "cpu" and isinstance(made, Joining):
             made = SharedEngine(made)

@@ -10,8 +10,9 @@ from tiny_model import CONFIG, varied
 from vconv.config import ModelConfig
 from vconv.export.comparison import pitch_gap
 from vconv.export.definitions import fixed_numbers, pitch_of, scalar_levels
-from vconv.export.golden import SIGNAL_SECONDS, golden_plan, golden_signal, joined
+from vconv.export.golden import SIGNAL_SECONDS, golden_signal, joined
 from vconv.geometry import Geometry, Span
+from vconv.golden import golden_plan
 from vconv.nn.autoencoder import Autoencoder, build_autoencoder
 from vconv.nn.fsq import FSQ
 from vconv.nn.pitch import relative

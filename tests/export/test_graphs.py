@@ -11,9 +11,10 @@ from tiny_model import MEMBERS, exported
 from vconv.bundle import CONDITIONER, ENCODER, GOLDEN, Bundle
 from vconv.errors import SetupError
 from vconv.export.comparison import TOLERANCE
-from vconv.export.golden import Golden, joined
+from vconv.export.golden import joined
 from vconv.export.onnx import OPSET
 from vconv.export.verify_torch import conditioner_gap, encoder_gaps, load_network
+from vconv.golden import Golden
 
 CASES = 100
 KINDS = ("vq", "ae", "vae", "fsq", "inverter")  # one of every bottleneck; the others are slow

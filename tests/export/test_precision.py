@@ -113,7 +113,7 @@ def test_a_precision_that_costs_too_much_or_was_not_judged_is_refused(judged):
         load(exported(), precision="bf16")
     with pytest.raises(UsageError, match="there is no precision 'fp16'; choose one of auto, fp32"):
         load(judged, precision="fp16")
-    with pytest.raises(UsageError, match="bf16 is a precision of the native engine"):
+    with pytest.raises(UsageError, match="bf16 is a precision of the native and triton engines"):
         load(judged, precision="bf16", engine="torchscript")
 
 

@@ -22,8 +22,8 @@ from tiny_model import MEMBERS, exported, reseal
 from vconv.bundle import Bundle
 from vconv.errors import ModelError
 from vconv.export.comparison import Comparison
-from vconv.export.golden import Golden
 from vconv.export.verify import comparisons, verify
+from vconv.golden import Golden
 from vconv.manifest import READABLE
 
 
@@ -383,7 +383,7 @@ def test_a_pickle_in_golden_is_refused_not_run(bundle: Path, tmp_path: Path) -> 
 def test_a_zip_bomb_in_golden_is_refused_before_it_is_unpacked(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vconv.export.golden._MAX_BYTES", 5_000_000)
+    monkeypatch.setattr("vconv.golden._MAX_BYTES", 5_000_000)
     verify(bundle)
     arrays = dict(np.load(bundle / "golden.npz"))
     with zipfile.ZipFile(bundle / "golden.npz", "w", zipfile.ZIP_DEFLATED) as archive:

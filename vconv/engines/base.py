@@ -103,7 +103,9 @@ _CLASSES = {
     "native": ("vconv.engines.native", "NativeEngine"),
     "torchscript": ("vconv.engines.torchscript", "TorchScriptEngine"),
     "cudagraphs": ("vconv.engines.cudagraphs", "CudaGraphsEngine"),
+    "triton": ("vconv.engines.triton", "TritonEngine"),
 }
+_REDUCED = {"native": ("bf16", "int8"), "triton": ("bf16",)}
 
 
 def create_engine(
@@ -118,7 +120,8 @@ def create_engine(
     precision: str = "fp32",
     costs: Mapping[str, float] | None = None,
 ) -> Engine:
-    """The engine of that name, or for `auto` the best of those installed.
+    """The engine of that name, or for `auto` the best of those that need no proof: `triton` is
+    taken by name, by those who hold its output against a golden.
 
     weights: the WaveNet's tensors under their eager names, without `decoder.wavenet.`; its
     `condition` tensors are needed with hop 1 and otherwise not looked at. precision: `fp32`,
@@ -134,25 +137,24 @@ def create_engine(
         known = ", ".join(["auto", *_CLASSES])
         raise UsageError(f"there is no engine {name!r}; choose one of {known}.")
     options: dict[str, Any] = {}
-    precision = _precision(precision, costs, native=name == "native")
+    precision = _precision(precision, costs, engine=name)
     if name == "native":
         if device != "cpu":
             raise UsageError(
                 f"the native engine runs on the CPU only, not on {device!r}; "
                 "use --engine torchscript or --device cpu."
             )
-        options["precision"] = precision
     else:
-        if importlib.util.find_spec("torch") is None:
-            raise SetupError(
-                f"--engine {name} needs torch; run `pip install 'vconv[export]'`, "
-                "or use --engine native."
-            )
+        for package in ("torch", "triton") if name == "triton" else ("torch",):
+            if importlib.util.find_spec(package) is None:
+                raise SetupError(_missing(name, package))
         if name == "cudagraphs" and device == "cpu":
             raise UsageError(
                 "the cudagraphs engine runs on CUDA only; use --device cuda or another --engine."
             )
         options["device"] = device
+    if name in _REDUCED:
+        options["precision"] = precision
     module, class_name = _CLASSES[name]
     engine: Engine = getattr(importlib.import_module(module), class_name)(
         weights, blocks=blocks, layers=layers, kernel_size=kernel_size, hop=hop, **options
@@ -160,18 +162,39 @@ def create_engine(
     return engine
 
 
-def _precision(wanted: str, costs: Mapping[str, float] | None, *, native: bool) -> str:
+def _missing(engine: str, package: str) -> str:
+    if package == "triton":
+        return (
+            f"--engine {engine} needs triton, which comes with torch for NVIDIA GPUs on Linux; "
+            "install that torch, or use --engine torchscript."
+        )
+    return (
+        f"--engine {engine} needs {package}; run `pip install 'vconv[export]'`, "
+        "or use --engine native."
+    )
+
+
+def _precision(wanted: str, costs: Mapping[str, float] | None, *, engine: str) -> str:
+    def cheap(precision: str) -> bool:
+        return costs is not None and costs.get(precision, MAX_COST) < MAX_COST
+
     if wanted == "auto":
+        # A GPU multiplies bf16 many times as fast.
+        if engine == "triton":
+            return "bf16" if costs is None or cheap("bf16") else "fp32"
         # Where it has been measured to be faster: not on processors without AVX2.
-        cheap = native and costs is not None and costs.get("int8", MAX_COST) < MAX_COST
-        return "int8" if cheap and _best_cpu().startswith("avx") else "fp32"
+        if engine == "native" and cheap("int8") and _best_cpu().startswith("avx"):
+            return "int8"
+        return "fp32"
     if wanted not in PRECISIONS:
         raise UsageError(f"there is no precision {wanted!r}; choose one of auto, fp32, bf16, int8.")
     if wanted == "fp32":
         return wanted
-    if not native:
-        raise UsageError(f"{wanted} is a precision of the native engine; use --precision fp32.")
-    if costs is not None and costs.get(wanted, MAX_COST) >= MAX_COST:
+    if wanted not in _REDUCED.get(engine, ()):
+        able = " and ".join(name for name, reduced in _REDUCED.items() if wanted in reduced)
+        engines = f"the {able} engine" + ("s" if " and " in able else "")
+        raise UsageError(f"{wanted} is a precision of {engines}; use --precision fp32.")
+    if costs is not None and not cheap(wanted):
         why = (
             f"costs this model {costs[wanted]:.3f} nats a sample, {MAX_COST:g} are allowed"
             if wanted in costs

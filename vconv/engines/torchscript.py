@@ -55,8 +55,10 @@ class IncrementalEngine:
         device: str = "cpu",
         step: Callable[[IncrementalWaveNet], Step] = lambda network: network,
     ) -> None:
-        self.device = _device(device)
-        wavenet = _wavenet(weights, blocks=blocks, layers=layers, kernel_size=kernel_size, hop=hop)
+        self.device = torch_device(device)
+        wavenet = eager_network(
+            weights, blocks=blocks, layers=layers, kernel_size=kernel_size, hop=hop
+        )
         self._incremental = IncrementalWaveNet(wavenet).to(self.device)
         self._step = step(self._incremental)
         projected = len(wavenet.layers) * 2 * self._incremental.gate
@@ -178,7 +180,8 @@ def _fetched(values: Tensor, finite: Tensor) -> NDArray[Any]:
     return found
 
 
-def _device(device: str) -> torch.device:
+def torch_device(device: str) -> torch.device:
+    """The device of that name; SetupError for one that torch cannot use."""
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise SetupError(
@@ -188,7 +191,7 @@ def _device(device: str) -> torch.device:
     return chosen
 
 
-def _wavenet(
+def eager_network(
     weights: Mapping[str, NDArray[np.float32]],
     *,
     blocks: int,
@@ -196,7 +199,8 @@ def _wavenet(
     kernel_size: int,
     hop: int,
 ) -> WaveNet:
-    """The eager network with these weights, its widths read off them."""
+    """The eager network with these weights, its widths read off them; ModelError for tensors that
+    are missing, unexpected, of a wrong shape or not finite."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in weights:
