@@ -56,7 +56,9 @@ class Muon(torch.optim.AdamW):
             state = self.state[matrix]
             if not state:
                 state["momentum"] = torch.zeros_like(matrix)
-            lr, gradient, share = group["lr"], matrix.grad, 1 - _MOMENTUM
+            gradient = matrix.grad
+            lr: float | Tensor = group["lr"]
+            share: float | Tensor = 1 - _MOMENTUM
             if found_inf is not None:
                 # Nothing moves, and no NaN gets far enough to be multiplied by that nothing.
                 gradient = torch.where(found_inf > 0, 0.0, gradient)

@@ -87,7 +87,7 @@ class MuLaw:
         """Samples [...] (clipped to [-1, 1] by nature) -> codes [...], uint8 up to 256 levels."""
         x = np.asarray(samples, np.float32)
         shift, lowest, following = self._buckets
-        codes = lowest[np.ascontiguousarray(x).view(np.uint32).reshape(x.shape) >> shift]
+        codes: Codes = lowest[np.ascontiguousarray(x).view(np.uint32).reshape(x.shape) >> shift]
         codes += x >= following[codes]
         return codes
 

@@ -78,6 +78,12 @@ class Lookup(torch.autograd.Function):
         return torch.mm(taken.T, gradient.reshape(taken.shape[0], -1)), None
 
 
+def lookup(indices: Tensor, table: Tensor) -> Tensor:
+    """indices [...], table [Q, C] -> rows [..., C], as ``functional.embedding``; see ``Lookup``."""
+    rows: Tensor = Lookup.apply(table, indices)  # type: ignore[no-untyped-call]
+    return rows
+
+
 def replace_by_neighbours(latents: Tensor, sources: Tensor) -> Tensor:
     """Jitter: latents [B, C, U], sources [B, U] (indices into U) -> latents [B, C, U].
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .layers import Lookup, gated, interpolate
+from .layers import gated, interpolate, lookup
 
 State = list[Tensor]
 
@@ -127,7 +127,7 @@ class WaveNet(nn.Module):
         lacks of a receptive field; ``wanted`` restricts the logits to the last so many.
         """
         table = self.embedding.weight
-        x = Lookup.apply(table, inputs) if table.is_cuda else functional.embedding(inputs, table)
+        x: Tensor = (lookup if table.is_cuda else functional.embedding)(inputs, table)
         contexts: State = []
         zs = []
         for layer, context in zip(self.gated_layers, state, strict=True):
