@@ -55,6 +55,19 @@ def test_codes_are_equal_bins_of_the_companded_domain(levels: int) -> None:
     assert decoded == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("levels", [2, 3, 16, 255, 256, 1024, 1 << 15])
+def test_codes_are_what_a_search_among_the_thresholds_finds(levels: int) -> None:
+    mulaw = MuLaw(levels)
+    edges = mulaw.edges
+    random = np.random.default_rng(levels)
+    around = [np.nextafter(edges, np.float32(end)) for end in (-9, 9)]
+    drawn = [random.uniform(-high, high, 50_000) for high in (1.2, 1e-3, 1e-7)]
+    special = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, np.inf, -np.inf, np.nan]
+    samples = np.concatenate([edges, *around, *drawn, special]).astype(np.float32)
+    expected = np.searchsorted(edges, samples, side="right")
+    np.testing.assert_array_equal(mulaw.encode(samples), expected)
+
+
 @pytest.mark.parametrize("levels", [16, 256, 1024])
 def test_numpy_and_torch_agree_to_the_last_code(levels: int) -> None:
     mulaw = MuLaw(levels)

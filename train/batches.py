@@ -47,6 +47,10 @@ class Batch:
         # What is pinned already is not copied again.
         return self._each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
 
+    def clone(self) -> Batch:
+        """The same in memory of its own."""
+        return self._each(Tensor.clone)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         wav = change(self.wav)
         clean = wav if self.clean is self.wav else change(self.clean)

@@ -1,11 +1,12 @@
-"""The loss of a batch and the schedule of the learning rate: pure functions.
+"""The loss of a batch and the schedules of a run: pure functions.
 
-B batch, W window, Q levels.
+B batch, N of them decoded at once, W window, RF receptive field, D latent width, U units,
+Q levels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 import torch
@@ -18,6 +19,43 @@ from vconv.nn.layers import replace_by_neighbours
 from .batches import Batch
 
 
+def decoded_nll(
+    model: Autoencoder,
+    latents: Tensor,
+    prosody: Tensor,
+    speakers: Tensor,
+    codes: Tensor,
+    jitter: Tensor,
+    window: int,
+    first: int,
+    last: int,
+    autocast: bool,
+) -> Tensor:
+    """Mean nats per sample of each item [N], from its latents [N, D, U].
+
+    prosody [N, 0 or 2, U], speakers [N], codes [N, RF + W], jitter [N, U]; ``first`` and ``last``
+    delimit the conditioning steps in use. Everything that costs time in a step is in here, and
+    nothing that depends on a value, so that it can be compiled in one piece.
+    """
+    with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=autocast):
+        targets = codes[:, -window:]
+        logits = model.decode(
+            torch.cat([replace_by_neighbours(latents, jitter), prosody], dim=1),
+            model.speaker_vectors(speakers),
+            codes[:, :-1],
+            model.decoder.wavenet.no_context(len(targets)),
+            steps=slice(first, last),
+            wanted=window,
+        )
+    return nll_per_item(logits, targets)
+
+
+Nll = Callable[
+    [Autoencoder, Tensor, Tensor, Tensor, Tensor, Tensor, int, int, int, bool],
+    Tensor,
+]
+
+
 def backward(
     model: Autoencoder,
     batch: Batch,
@@ -27,6 +65,7 @@ def backward(
     decode_batch: int | None,
     step: int | None = None,
     pool: Executor | None = None,
+    nll: Nll = decoded_nll,
 ) -> dict[str, Tensor]:
     """Set the gradient of the loss: mean nats per sample, plus the bottleneck's penalty.
 
@@ -36,7 +75,7 @@ def backward(
     place in its warm-up. The decoder sees ``decode_batch`` windows at a time (None: all),
     in the pool's threads at once if there is one. The parts' gradients are added in the order of
     the windows, so that the number of threads changes nothing; those of the latents then go
-    through the encoder once.
+    through the encoder once. ``nll``: the likelihood, or what it was compiled to.
     """
     units = model.encode(batch.wav, noise=batch.noise, step=step)
     z = units.z.detach().requires_grad_()
@@ -48,27 +87,28 @@ def backward(
     autocast = torch.is_autocast_enabled(z.device.type)
 
     def part(rows: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
-        with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=autocast):
-            of = item[rows]
-            targets = batch.codes[of, -window:]
-            latents = replace_by_neighbours(z[rows], batch.jitter[of])
-            logits = model.decode(
-                torch.cat([latents, prosody[of]], dim=1),
-                model.speaker_vectors(batch.speakers[of]),
-                batch.codes[of, :-1],
-                model.decoder.wavenet.no_context(len(targets)),
-                steps=steps,
-                wanted=window,
-            )
-        nll = nll_per_item(logits, targets).sum() / size
-        return nll.detach(), torch.autograd.grad(nll, [z, *decoder])
+        of = item[rows]
+        each = nll(
+            model,
+            z[rows],
+            prosody[of],
+            batch.speakers[of],
+            batch.codes[of],
+            batch.jitter[of],
+            window,
+            steps.start,
+            steps.stop,
+            autocast,
+        )
+        mean = each.sum() / size
+        return mean.detach(), torch.autograd.grad(mean, [z, *decoder])
 
     width = decode_batch or size
     parts = [slice(first, first + width) for first in range(0, size, width)]
     total = z.new_zeros(())
     sums: list[Tensor] = []
-    for nll, gradients in pool.map(part, parts) if pool else map(part, parts):
-        total += nll
+    for mean, gradients in pool.map(part, parts) if pool else map(part, parts):
+        total += mean
         if sums:
             torch._foreach_add_(sums, gradients)
         else:
@@ -88,6 +128,12 @@ def nll_per_item(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none").mean(
         1
     )
+
+
+def average_weight(step: int, decay: float) -> float:
+    """By what share of the way the weight average moves to the model of this step. Early on the
+    decay is smaller, so that the start is forgotten: (1 + step) / (10 + step)."""
+    return 1 - min(decay, (1 + step) / (10 + step))
 
 
 def learning_rate(

@@ -29,7 +29,8 @@ class Muon(torch.optim.AdamW):
     """AdamW in which the parameters that ``matrices`` names take Muon's steps.
 
     A step has the root mean square ``lr``, as AdamW's have at most, so one learning rate serves
-    both. A tensor of more than two dimensions is a matrix of its first against all others.
+    both. It may be a tensor, and ``found_inf`` one that is 1 where nothing is to change, as for
+    AdamW. A tensor of more than two dimensions is a matrix of its first against all others.
     """
 
     def __init__(
@@ -48,19 +49,30 @@ class Muon(torch.optim.AdamW):
         """Move every parameter that has a gradient; the matrices' gradients are then gone."""
         assert closure is None
         group = self.param_groups[0]
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
         for matrix in self._matrices:
             if matrix.grad is None:
                 continue
             state = self.state[matrix]
             if not state:
                 state["momentum"] = torch.zeros_like(matrix)
-            momentum = state["momentum"].lerp_(matrix.grad, 1 - _MOMENTUM)
-            ahead = matrix.grad.lerp(momentum, _MOMENTUM)  # Nesterov's
-            direction = orthogonal(ahead.flatten(1))
+            gradient = matrix.grad
+            lr: float | Tensor = group["lr"]
+            share: float | Tensor = 1 - _MOMENTUM
+            if found_inf is not None:
+                # Nothing moves, and no NaN gets far enough to be multiplied by that nothing.
+                gradient = torch.where(found_inf > 0, 0.0, gradient)
+                lr, share = lr * (1 - found_inf), share * (1 - found_inf)
+            momentum = state["momentum"].lerp_(gradient, share)
+            ahead = gradient.lerp(momentum, _MOMENTUM)  # Nesterov's
+            direction = orthogonal(ahead.flatten(1)).view_as(matrix)
             # m x n with singular values of 1: the mean square is min(m, n) / (m n) = 1 / max(m, n).
-            scale = max(direction.shape) ** 0.5
-            matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            matrix.add_(direction.view_as(matrix), alpha=-group["lr"] * scale)
+            scale = max(matrix.flatten(1).shape) ** 0.5
+            matrix.mul_(1 - lr * group["weight_decay"])
+            if isinstance(lr, Tensor):  # of a device that must not be asked for it
+                matrix.sub_(direction * (lr * scale))
+            else:
+                matrix.add_(direction, alpha=-lr * scale)
             matrix.grad = None  # AdamW passes it by
         super().step()
 

@@ -53,6 +53,14 @@ def device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def full_precision(device: torch.device) -> None:
+    """Keep a GPU's convolutions in float32 where nothing says otherwise: torch would round their
+    inputs to 10 bits, and the power of a frame of features spans more. The exported encoder
+    computes in float32."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+
+
 def compute_exactly(device: torch.device) -> None:
     """Leave no choice of order to operators: the same bits for any number of processes.
 

@@ -101,6 +101,7 @@ def _begin(config: Config, folder: Path, resume: str) -> _Start:
 
 def _train(begun: _Start) -> int:
     device = process.device(begun.config.train.device)
+    process.full_precision(device)
     if device.type == "cpu":
         process.keep_freed_memory()
     if begun.config.train.threads:

@@ -22,7 +22,7 @@ from .batches import Excerpts, Noise, TrainingBatches, held_out
 from .corpus import Corpus
 from .health import Watch
 from .loop import Progress as StepProgress
-from .loop import fit
+from .loop import fit, peak_memory_gb
 from .meter import Meter
 from .metrics import Diary
 from .samples import take_samples
@@ -117,6 +117,8 @@ class Running:
             say(f"stopped at step {state.step:,}; run the same command again to go on")
         elif world.chief:
             say(f"finished {self.folder} at step {state.step:,}: {_summary(self.validation)}")
+        if world.chief and self.device.type == "cuda":
+            say(f"peak memory of the device: {peak_memory_gb(self.device):.1f} GB")
         return 128 + self.stopped if self.stopped else 0
 
     def observe(self, progress: StepProgress) -> bool:

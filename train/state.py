@@ -17,7 +17,9 @@ from vconv.nn.autoencoder import Autoencoder, build_autoencoder
 from vconv.nn.pitch import Pitch, voiced_sums
 
 from .batches import TrainingBatches
+from .commit import Deferred
 from .corpus import Corpus
+from .objective import Nll, decoded_nll
 from .optimizer import build_optimizer
 from .world import World
 
@@ -33,6 +35,14 @@ class TrainState:
     average: Autoencoder
     optimizer: torch.optim.AdamW
     step: int
+    deferred: Deferred | None = None  # commits that the device decides on; None: the host does
+    nll: Nll = decoded_nll  # what the decoder is trained on, perhaps compiled
+
+    def settle(self) -> None:
+        """Wait until this state is that of its step. Raises FloatingPointError when a gradient was
+        not finite; the state is then as it was before that step."""
+        if self.deferred is not None:
+            self.deferred.settle(self)
 
     def averaged_tensors(self) -> list[tuple[Tensor, Tensor]]:
         """(average, model) for every weight and codebook tensor."""
@@ -44,13 +54,17 @@ class TrainState:
         ]
 
     @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        """Move the average towards the model. Early on the decay is smaller, so that the start
-        is forgotten: (1 + step) / (10 + step)."""
-        weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
+    def update_average(self, weight: float | Tensor) -> None:
+        """Move the average towards the model by this share of the way (``average_weight``)."""
         pairs = self.averaged_tensors()
-        moving = [(a, b) for a, b in pairs if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in moving], [b for _, b in moving], weight)
+        averages = [a for a, _ in pairs if a.is_floating_point()]
+        owns = [b for a, b in pairs if a.is_floating_point()]
+        if isinstance(weight, Tensor):
+            ways = torch._foreach_sub(owns, averages)
+            torch._foreach_mul_(ways, weight)
+            torch._foreach_add_(averages, ways)
+        else:
+            torch._foreach_lerp_(averages, owns, weight)
         for average, own in pairs:
             if not average.is_floating_point():
                 average.copy_(own)
@@ -73,14 +87,11 @@ class TrainState:
             world.broadcast([own[slot]])
 
     def compile(self) -> None:
-        """Have torch.compile translate the model's parts when they first run; not the average's,
-        which would take as long again for a few validations."""
-        for part in (
-            self.model.encoder,
-            self.model.decoder.conditioner,
-            self.model.decoder.wavenet,
-        ):
-            part.compile()
+        """Have torch.compile translate what is trained when it first runs: the encoder, and
+        everything from the latents to the likelihood as one; not the average, which would take as
+        long again for a few validations."""
+        self.model.encoder.compile(fullgraph=True, dynamic=False)
+        self.nll = torch.compile(decoded_nll, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def copy_bottleneck_buffers(self) -> None:
@@ -103,7 +114,10 @@ def build_state(config: Config, corpus: Corpus, device: torch.device) -> TrainSt
         model.pitch.speaker_means.copy_(mean_pitches(model.pitch, corpus))
     model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    return TrainState(model, average, build_optimizer(config.train, model), step=0)
+    state = TrainState(model, average, build_optimizer(config.train, model), step=0)
+    if device.type == "cuda":
+        state.deferred = Deferred(model, state.optimizer, config)
+    return state
 
 
 @torch.no_grad()

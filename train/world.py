@@ -78,6 +78,7 @@ class World:
             with _company(self):
                 for tensor in tensors:
                     distributed.broadcast(tensor.detach(), src=0)
+                    torch.autograd.graph.increment_version(tensor)  # it does not say so itself
 
     def tell(self, value: Any) -> Any:
         """The chief's value, in every process; anything that can be pickled."""

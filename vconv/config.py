@@ -267,7 +267,8 @@ class TrainConfig(Section):
     within a process (gradient accumulation). null: one for each process there is when the run
     starts. ``elastic_exact``: any number of processes gives the same bits. ``optimizer``: adamw,
     or muon, which moves the decoder's matrices by orthogonalised momentum and the rest by AdamW.
-    ``compile``: encoder and decoder by torch.compile. ``sample_every``: steps between conversions
+    ``compile``: encoder and decoder by torch.compile. ``cuda_graph``: on one GPU, record a step and
+    play it. ``sample_every``: steps between conversions
     to listen to; 0 off.
     """
 
@@ -290,6 +291,7 @@ class TrainConfig(Section):
     device: str = "auto"
     threads: Annotated[int, Field(ge=0, le=4096)] = 0
     compile: bool = False
+    cuda_graph: bool = False
     log_every: Positive = 50
     validate_every: Positive = 1000
     validate_windows: Positive = 64
@@ -352,6 +354,7 @@ RESUMABLE = frozenset(
         "data.workers",
         "train.elastic_exact",
         "train.compile",
+        "train.cuda_graph",
         "train.steps",
         "train.halve_at",
         "train.final_decay",

@@ -14,10 +14,11 @@ from vconv.errors import InputError
 from vconv.train import checkpoint as checkpoints
 from vconv.train.batches import Batch, held_out
 from vconv.train.corpus import Corpus
-from vconv.train.loop import fit, start_bottleneck, train_step
+from vconv.train.loop import fit
 from vconv.train.noise import normals
 from vconv.train.objective import backward
 from vconv.train.state import build_state, refresh_norms
+from vconv.train.step import start_bottleneck, train_step
 from vconv.train.validate import validate
 from voices import PITCHES, prepared
 

@@ -27,8 +27,8 @@ from vconv.train import checkpoint as checkpoints
 from vconv.train.batches import Batch, Excerpts, Noise, TrainingBatches
 from vconv.train.corpus import AUDIO, HEADER, UTTERANCES, VERSION, Corpus
 from vconv.train.feed import Feed
-from vconv.train.loop import start_bottleneck, train_step
 from vconv.train.state import TrainState, build_state
+from vconv.train.step import start_bottleneck, train_step
 from voices import PITCHES, prepared
 
 CPU = torch.device("cpu")

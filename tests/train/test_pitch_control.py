@@ -13,9 +13,9 @@ from vconv.nn.incremental import IncrementalWaveNet
 from vconv.nn.pitch import Pitch
 from vconv.train.batches import Excerpts, Noise, TrainingBatches
 from vconv.train.corpus import Corpus
-from vconv.train.loop import train_step
 from vconv.train.prepare import prepare
 from vconv.train.state import build_state, refresh_norms
+from vconv.train.step import train_step
 
 CPU = torch.device("cpu")
 STEPS = 300

@@ -22,9 +22,9 @@ from vconv.errors import UsageError
 from vconv.train import checkpoint as checkpoints
 from vconv.train import run as runs
 from vconv.train.launch import microbatches
-from vconv.train.loop import train_step
 from vconv.train.metrics import read_metrics
 from vconv.train.objective import backward
+from vconv.train.step import train_step
 from vconv.train.world import World
 from voices import prepared
 
@@ -329,6 +329,7 @@ PROBE = """
 import json, sys, torch
 from vconv.errors import SetupError
 from vconv.train.world import join
+from vconv.train.step import train_step
 
 found = {}
 for exact in (False, True):

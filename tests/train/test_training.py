@@ -22,12 +22,13 @@ from vconv.train import process
 from vconv.train import run as runs
 from vconv.train.batches import Excerpts, Noise, TrainingBatches, held_out
 from vconv.train.corpus import Corpus
-from vconv.train.loop import fit, start_bottleneck, train_step
+from vconv.train.loop import fit
 from vconv.train.metrics import read_metrics
 from vconv.train.noise import dither
 from vconv.train.objective import backward, learning_rate
 from vconv.train.running import Running
 from vconv.train.state import build_state, refresh_norms
+from vconv.train.step import start_bottleneck, train_step
 from vconv.train.validate import bootstrap_interval, validate
 from voices import prepared
 

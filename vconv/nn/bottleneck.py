@@ -11,7 +11,7 @@ from real encodings.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -57,6 +57,14 @@ class Bottleneck(nn.Module):
             codes, z = self.quantise(self.latents(encodings.float()))
             return BottleneckResult(z, codes, z.new_zeros(()))
 
+    def phase(self, step: int) -> Hashable:
+        """All that decides which operators a training step is, and with which constants, beside
+        its batch: two steps of one phase differ in their numbers only."""
+        return None
+
+    def forget(self) -> None:
+        """Leave out of the next ``commit`` what forwards since the last one noted."""
+
     def vectors_wanted(self, step: int) -> int:
         """How many latent vectors ``start`` wants before this step; 0 when it is not due."""
         return 0
@@ -64,11 +72,22 @@ class Bottleneck(nn.Module):
     def start(self, vectors: Tensor, *, seed: int, step: int) -> None:
         """Initialise from real latents [N, D]; keyed by (seed, step)."""
 
+    def picks(self, *, seed: int, step: int, vectors: int) -> Tensor:
+        """What ``commit`` draws after a step in which all processes saw so many vectors, on the
+        host: [codes], keyed by (seed, step); nothing where codes do not restart."""
+        return torch.zeros(0, dtype=torch.long)
+
     def commit(
-        self, *, seed: int, step: int, gather: Callable[[Tensor], Tensor] = lambda own: own
+        self,
+        *,
+        seed: int,
+        step: int,
+        gather: Callable[[Tensor], Tensor] = lambda own: own,
+        picks: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Apply what the training forwards since the last call found out, after the optimiser;
-        figures to log. ``gather`` puts the rows [n, ...] of all processes one after another."""
+        figures to log. ``gather`` puts the rows [n, ...] of all processes one after another;
+        ``picks`` are those of this (seed, step), where they are on the device already."""
         return {}
 
 
@@ -116,6 +135,9 @@ class VAE(Bottleneck):
         """The means."""
         return self._gaussians(encodings)[0]
 
+    def phase(self, step: int) -> Hashable:
+        return annealing(step, self.kl_warmup)
+
     def _gaussians(self, encodings: Tensor) -> tuple[Tensor, Tensor]:
         """encodings [B, H, U] -> means and log-variances [B, D, U]."""
         mean, log_variance = self.project(encodings).chunk(2, dim=1)
@@ -153,5 +175,14 @@ def annealing(step: int | None, warmup: int) -> float:
 
 def perplexity(codes: Tensor, size: int) -> Tensor:
     """exp of the entropy of the codes' empirical distribution (scalar)."""
-    share = torch.bincount(codes.reshape(-1), minlength=size).float() / codes.numel()
+    share = occurrences(codes.reshape(-1), size) / codes.numel()
     return torch.exp(-(share * (share + 1e-10).log()).sum())
+
+
+def occurrences(codes: Tensor, size: int) -> Tensor:
+    """codes [N] -> how often each occurs, float32 [size]: exact, whatever the order of the sums.
+
+    ``torch.bincount`` asks a GPU for the largest code first, and the host waits for the answer.
+    """
+    ones = torch.ones(codes.shape, device=codes.device)
+    return torch.zeros(size, device=codes.device).scatter_add_(0, codes, ones)

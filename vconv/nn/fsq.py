@@ -30,6 +30,7 @@ class FSQ(AE):
     reach: Tensor
     offset: Tensor
     width: Tensor
+    steps: Tensor
 
     def __init__(self, inputs: int, levels: Sequence[int]) -> None:
         super().__init__(inputs, len(levels))
@@ -47,7 +48,7 @@ class FSQ(AE):
         steps = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
         digits = torch.arange(self.codebook_size)[:, None] // steps % torch.tensor(levels)
         self.register_buffer("codebook", (digits - self.width) / self.width)
-        self.steps = steps.tolist()
+        self.register_buffer("steps", steps, persistent=False)
 
     def latents(self, encodings: Tensor) -> Tensor:
         """Bounded, not rounded, in the codebook's units."""
@@ -57,7 +58,7 @@ class FSQ(AE):
 
     def quantise(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         digits = (torch.round(latents.transpose(1, 2) * self.width) + self.width).long()
-        codes = (digits * torch.tensor(self.steps, device=digits.device)).sum(2)
+        codes = (digits * self.steps).sum(2)
         return codes, functional.embedding(codes, self.codebook).transpose(1, 2)
 
     def forward(

@@ -1,9 +1,11 @@
 """Small layers shared by the networks.
 
-B batch, C channels, T steps (of whatever rate), K kernel, D dilation.
+B batch, C channels, T steps (of whatever rate), K kernel, D dilation, Q rows of a table.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,33 @@ class SlidingNorm(nn.Module):
         variance = functional.avg_pool1d(x.square(), self.frames, stride=1) - mean.square()
         middle = x[:, :, self.frames // 2 : self.frames // 2 + mean.shape[2]]
         return (middle - mean) * torch.rsqrt(variance.clamp_min(0) + self.floor)
+
+
+class Lookup(torch.autograd.Function):
+    """Rows of a table, table [Q, C], indices [...] -> [..., C], for a GPU.
+
+    Its gradient is a product with the indices' indicators. Torch's own adds row to row, and where
+    a few rows are taken by most of a million indices (the codes of silence), all wait for those.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.rows = table.shape[0]
+        return functional.embedding(indices, table)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        rows = torch.arange(ctx.rows, device=indices.device)
+        taken = (indices.reshape(-1, 1) == rows).to(gradient.dtype)
+        return torch.mm(taken.T, gradient.reshape(taken.shape[0], -1)), None
+
+
+def lookup(indices: Tensor, table: Tensor) -> Tensor:
+    """indices [...], table [Q, C] -> rows [..., C], as ``functional.embedding``; see ``Lookup``."""
+    rows: Tensor = Lookup.apply(table, indices)  # type: ignore[no-untyped-call]
+    return rows
 
 
 def replace_by_neighbours(latents: Tensor, sources: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ B batch, H encoder width, D latent width, U units, K codebook size, N vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .bottleneck import AE, BottleneckResult, perplexity
+from .bottleneck import AE, BottleneckResult, occurrences, perplexity
 
 VECTORS_PER_CODE = 30  # k-means needs about this many to place a code (LESSONS: at least 30)
 LAPLACE = 1e-5  # smoothing of the EMA counts (van den Oord et al. 2017, appendix A.1)
@@ -60,6 +60,7 @@ class VQ(AE):
         self.register_buffer("ema_count", torch.zeros(codebook_size))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self._pending: list[tuple[Tensor, Tensor]] = []
+        self._seen = _Seen()
 
     def distances(self, latents: Tensor) -> Tensor:
         """latents [B, D, U] -> squared distances less the latent's own norm, [B, U, K]."""
@@ -79,7 +80,7 @@ class VQ(AE):
     ) -> BottleneckResult:
         with torch.autocast(encodings.device.type, enabled=False):
             latents = self.latents(encodings.float())
-            if not self.started:
+            if not self._seen.value(self.started):
                 codes = torch.full_like(latents[:, 0], -1, dtype=torch.long)
                 return BottleneckResult(latents, codes, latents.new_zeros(()))
             codes, quantised = self.quantise(latents)
@@ -101,8 +102,14 @@ class VQ(AE):
                 },
             )
 
+    def phase(self, step: int) -> Hashable:
+        return self._seen.value(self.started)
+
+    def forget(self) -> None:
+        self._pending = []
+
     def vectors_wanted(self, step: int) -> int:
-        due = step >= self.warmup_steps and not bool(self.started)
+        due = step >= self.warmup_steps and not self._seen.value(self.started)
         return VECTORS_PER_CODE * self.codebook_size if due else 0
 
     @torch.no_grad()
@@ -128,11 +135,25 @@ class VQ(AE):
             self.ema_sum.copy_(self.codebook * self.ema_count[:, None])
         self.started.fill_(True)
 
+    def picks(self, *, seed: int, step: int, vectors: int) -> Tensor:
+        """The vectors that dead codes restart from [K], the first dead one from the first: drawn
+        for all, since only the device knows how many are dead."""
+        random = np.random.Generator(np.random.Philox(key=[seed, step]))
+        return torch.from_numpy(random.integers(vectors, size=self.codebook_size))
+
     @torch.no_grad()
     def commit(
-        self, *, seed: int, step: int, gather: Callable[[Tensor], Tensor] = lambda own: own
+        self,
+        *,
+        seed: int,
+        step: int,
+        gather: Callable[[Tensor], Tensor] = lambda own: own,
+        picks: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Apply the training forwards' statistics: EMA update, then restart dead codes."""
+        """Apply the training forwards' statistics: EMA update, then restart dead codes.
+
+        Nothing here waits for the device: what is dead is a mask, not a list.
+        """
         if not self._pending:
             return {}
         vectors, codes = (gather(torch.cat(part)) for part in zip(*self._pending, strict=True))
@@ -141,20 +162,38 @@ class VQ(AE):
         # Counts are normalised to a mean of one per code, so that neither the batch size nor the
         # window changes what `restart_below` means.
         scale = size / len(codes)
-        counts = torch.bincount(codes, minlength=size).to(vectors.dtype) * scale
-        self.ema_count.lerp_(counts, 1 - self.decay)
-        dead = (self.ema_count < self.restart_below).nonzero()[:, 0]
-        random = np.random.Generator(np.random.Philox(key=[seed, step]))
-        picked = torch.from_numpy(random.integers(len(codes), size=len(dead)))
-        restarted = vectors[picked.to(vectors.device)]
-        self.ema_count[dead] = 1.0
+        self.ema_count.lerp_(occurrences(codes, size) * scale, 1 - self.decay)
+        dead = self.ema_count < self.restart_below
+        if picks is None:
+            picks = self.picks(seed=seed, step=step, vectors=len(codes)).to(vectors.device)
+        restarted = vectors[picks[(dead.cumsum(0) - 1).clamp_min(0)]]
+        self.ema_count.masked_fill_(dead, 1.0)
         if self.gradient:
-            self.codebook[dead] = restarted
+            self.codebook.copy_(torch.where(dead[:, None], restarted, self.codebook))
         else:
             sums = torch.zeros_like(self.ema_sum).index_add_(0, codes, vectors) * scale
             self.ema_sum.lerp_(sums, 1 - self.decay)
-            self.ema_sum[dead] = restarted
+            self.ema_sum.copy_(torch.where(dead[:, None], restarted, self.ema_sum))
             total = self.ema_count.sum()
             smoothed = (self.ema_count + LAPLACE) / (total + size * LAPLACE) * total
             self.codebook.copy_(self.ema_sum / smoothed[:, None])
-        return {"restarts": torch.tensor(float(len(dead)))}
+        return {"restarts": dead.sum().float()}
+
+
+class _Seen:
+    """The value of a flag on a device, fetched again only after the flag has been written.
+
+    Asking a GPU at every step would make the host wait for all that it still has to do.
+    """
+
+    def __init__(self) -> None:
+        self._known: tuple[Tensor, int, bool] | None = None
+
+    def value(self, flag: Tensor) -> bool:
+        # torch counts the writes to a tensor's memory.
+        if self._known is None or self._known[0] is not flag or self._known[1] != flag._version:
+            self._known = (flag, flag._version, bool(flag))
+        return self._known[2]
+
+    def __deepcopy__(self, memo: object) -> _Seen:
+        return _Seen()  # the copy's flag is another, with a count of its own

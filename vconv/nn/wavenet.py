@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .layers import gated, interpolate
+from .layers import gated, interpolate, lookup
 
 State = list[Tensor]
 
@@ -126,7 +126,8 @@ class WaveNet(nn.Module):
         The conditioning ends with the inputs and may begin earlier. T' is T, less what the state
         lacks of a receptive field; ``wanted`` restricts the logits to the last so many.
         """
-        x = functional.embedding(inputs, self.embedding.weight)
+        table = self.embedding.weight
+        x: Tensor = (lookup if table.is_cuda else functional.embedding)(inputs, table)
         contexts: State = []
         zs = []
         for layer, context in zip(self.gated_layers, state, strict=True):
