@@ -411,8 +411,8 @@ def load(
         device: "auto", "cpu", "cuda" or "cuda:N". CUDA that is not there is an error, never the
             CPU in silence.
         engine: "auto", "native", "torchscript", "cudagraphs" or "triton".
-        precision: "auto", "fp32", "bf16" or "int8", of the native engine, and of triton without the last;
-            the reduced ones only of a model that was found to lose next to nothing by them.
+        precision: "auto", "fp32", "bf16" or "int8", of the native engine; triton has all but the
+            last. Only of a model that was found to lose next to nothing by them: the reduced two.
 
     Raises ModelError for a bundle that is damaged or not one, SetupError for a device, package or
     program that the machine lacks, UsageError for an option that does not exist.
