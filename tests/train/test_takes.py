@@ -15,6 +15,9 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
+from networks import CONFIG as MODEL
+from networks import network
+from tiny_model import MEMBERS, varied
 from tiny_training import parts, tiny_config
 from vconv.audio import MuLaw, decoder_codes, decoder_samples
 from vconv.config import Config, dump_yaml
@@ -182,6 +185,38 @@ def test_every_step_keeps_the_candidate_that_brute_force_finds_nearest(here):
         kept.append(best)
         np.testing.assert_array_equal(said[first : first + STEP], rows[best])
     assert len(set(kept)) > 1, "always the same candidate tells nothing"
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_with_a_single_candidate_a_take_is_what_the_sampler_says_in_one_piece(member, here):
+    """Whatever the rate of units and conditioning: frames, units or samples."""
+    net, model = network(member, speakers=3), varied(MODEL, MEMBERS[member])
+    corpus, engine = Corpus.open("corpus"), making._engine(net, model)
+    (utterance,) = choose(corpus, 1)[:1]
+    (take,) = making.speak(
+        net,
+        engine,
+        model.audio,
+        corpus,
+        [utterance],
+        candidates=1,
+        samples=3 * STEP + 99,
+        seed=5,
+        threads=1,
+        progress=False,
+    )
+    job, lead = making._prepare(net, corpus, utterance, 3 * STEP), net.geometry.lead_samples
+    conditioning, steps = job.conditioning[None], lead // engine.hop
+    shared = len(job.conditioning) - (lead + 3 * STEP) // engine.hop
+    silence = np.full((1, lead), engine.levels // 2, np.uint8)
+    _, state = engine.score(conditioning[:, : steps + shared], silence, engine.initial_state(1))
+    drawn = [
+        uniforms(5, lane=utterance * MOST_CANDIDATES, chunk=chunk, count=STEP) for chunk in range(3)
+    ]
+    codes, _ = engine.generate(conditioning[:, steps:], np.concatenate(drawn)[None], 1.0, state)
+    np.testing.assert_array_equal(take.codes, codes[0])
+    wav = corpus.excerpt(utterance, corpus.pad_samples, 3 * STEP)
+    np.testing.assert_array_equal(job.recording, wav)
 
 
 def test_the_figures_say_that_what_was_kept_is_nearer_than_what_was_not(here):
