@@ -18,9 +18,8 @@ from batches import recordings
 from command_line import Run, plain_options, tree
 from speech import speechlike
 from tiny_model import exported
-from vconv import convert_command
+from vconv import convert_command, engine_choice
 from vconv import lanes as lanes_module
-from vconv import model as model_module
 from vconv.attempt import Task
 from vconv.bundle import Bundle
 from vconv.converter import Converter, load
@@ -186,12 +185,12 @@ def test_a_gpu_s_engine_is_shared_and_a_processor_s_is_as_it_was(
     for part in ("encoder", "conditioner"):
         made = getattr(Bundle, part)
         monkeypatch.setattr(Bundle, part, lambda self, device, made=made: made(self, "cpu"))
-    create = model_module.create_engine
+    create = engine_choice.create_engine
 
     def here(*arguments: Any, device: str, **options: Any) -> Any:
         return create(*arguments, device="cpu", **options)
 
-    monkeypatch.setattr(model_module, "create_engine", here)
+    monkeypatch.setattr(engine_choice, "create_engine", here)
     with load(exported(), device="cuda:0", engine="torchscript") as converter:
         engine = converter._model.engine
         assert isinstance(engine, SharedEngine)

@@ -5,7 +5,7 @@ B batch, W window (samples predicted), U units, RF receptive field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from vconv.geometry import Geometry, Plan
 from .augment import augment
 from .corpus import Corpus
 from .noise import dither, jitter_sources, normals
+from .take_windows import TakeWindows
 from .windows import WindowPlan
 
 
@@ -116,8 +117,12 @@ class Excerpts:
         where: Sequence[tuple[int, int]],
         samples: Sequence[int],
         noise: Noise,
+        spoken: Mapping[int, NDArray[np.uint8]] | None = None,
     ) -> Batch:
-        """A batch of windows given as (utterance, first predicted sample) and sample number."""
+        """A batch of windows given as (utterance, first predicted sample) and sample number.
+
+        ``spoken``: the codes [RF + W] that stand for the recording's own, by place in the batch.
+        """
         length, units = self.plan.wav_length, self.plan.units
         wav = np.stack([self.corpus.excerpt(u, s - self.left, length) for u, s in where])
         # One sample more at the left: pre-emphasis looks at the sample before.
@@ -136,6 +141,8 @@ class Excerpts:
                 for row in signal
             ]
         )
+        for place, said in (spoken or {}).items():
+            codes[place] = said
         speakers = self.corpus.utterances.speaker[[u for u, _ in where]]
         clean = torch.from_numpy(wav)
         augmented = augment(wav, self.seed, samples, noise.augment)
@@ -150,7 +157,10 @@ class Excerpts:
 
 
 class TrainingBatches:
-    """Batch number ``step``: samples step * batch ... of the endless keyed order of windows."""
+    """Batch number ``step``: samples step * batch ... of the endless keyed order of windows.
+
+    With ``takes``, a share of the samples are windows of these instead.
+    """
 
     def __init__(
         self,
@@ -161,8 +171,10 @@ class TrainingBatches:
         noise: Noise,
         buffer_mb: float | None,
         buffer_fraction: float,
+        takes: TakeWindows | None = None,
     ) -> None:
         self.excerpts = excerpts
+        self.takes = takes
         self.batch = batch
         self.seed = seed
         self.noise = noise
@@ -197,11 +209,15 @@ class TrainingBatches:
         first = step * self.batch + part * width
         samples = np.arange(first, first + width, dtype=np.int64)
         found = self.windows.locate_many(samples)
-        return self.excerpts.cut(
-            list(zip(found.utterance.tolist(), found.start.tolist(), strict=True)),
-            samples.tolist(),
-            self.noise,
-        )
+        where = list(zip(found.utterance.tolist(), found.start.tolist(), strict=True))
+        spoken = {}
+        if self.takes is not None:
+            for place, g in enumerate(samples.tolist()):
+                take = self.takes.locate(g)
+                if take is not None:
+                    utterance, start, spoken[place] = take
+                    where[place] = utterance, start
+        return self.excerpts.cut(where, samples.tolist(), self.noise, spoken)
 
 
 @dataclass(frozen=True)

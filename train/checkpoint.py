@@ -104,8 +104,8 @@ class Checkpoint:
 
     def restore(self, state: TrainState) -> None:
         """Put the stored tensors and the step into a state of the same configuration."""
-        _load_network(state.model, self.path / "model.safetensors")
-        _load_network(state.average, self.path / "average.safetensors")
+        load_network(state.model, self.path / "model.safetensors")
+        load_network(state.average, self.path / "average.safetensors")
         parameters = dict(state.model.named_parameters())
         path = self.path / "optimizer.safetensors"
         moments = _read(path)
@@ -265,7 +265,8 @@ def _moments(state: TrainState) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_network(network: torch.nn.Module, path: Path) -> None:
+def load_network(network: torch.nn.Module, path: Path) -> None:
+    """Put the tensors of a checkpoint's file into a network; ModelError where they do not fit."""
     arrays = _read(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     check_tensors(arrays, shapes, str(path))

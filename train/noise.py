@@ -21,6 +21,7 @@ class Stream(IntEnum):
     DROPOUT = 3
     DITHER = 4
     AUGMENT = 5
+    TAKES = 6
 
 
 def generator(seed: int, g: int, stream: Stream) -> np.random.Generator:

@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
@@ -32,6 +31,7 @@ from vconv.audio import SAMPLE_RATE, Resampler, read_blocks
 from vconv.errors import InputError, SetupError, UsageError
 from vconv.reading import printable, reason_of
 
+from .bar import drawn_bar
 from .corpus import AUDIO, FULL_SCALE, HEADER, UTTERANCES, VERSION
 from .journal import JOURNAL, Journal
 from .lock import HOLDER, LOCK, only_writer
@@ -126,7 +126,7 @@ def prepare(
         with (
             _room(target, overwrite) as folder,
             _pool(jobs) as pool,
-            _bar(progress) as advance,
+            drawn_bar(progress) as advance,
         ):
             convert = partial(_convert, pad_samples=pad_samples, trim=trim)
             plan = _fingerprint(listing, pad_samples, trim)
@@ -391,34 +391,3 @@ def _in_order(
         result = waiting.popleft().result()
         waiting.extend(pool.submit(function, a) for a in islice(rest, 1))
         yield result
-
-
-@contextmanager
-def _bar(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A callback (phase, total, done) that draws a bar on stderr, or nothing."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    drawn = wanted and sys.stderr.isatty()
-    with Progress(*columns, console=console, transient=True, disable=not drawn) as bar:
-        tasks: dict[str, Any] = {}
-
-        def advance(phase: str, total: int, done: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bar.add_task(phase)
-            bar.update(tasks[phase], total=total, completed=done)
-
-        yield advance

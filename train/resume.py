@@ -18,6 +18,7 @@ from vconv.manifest import MANIFEST
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
 from .corpus import Corpus
+from .take_windows import TakeWindows
 
 _METRICS = "metrics.jsonl"
 _ASIDE = "abandoned-at-"
@@ -105,6 +106,23 @@ def same_corpus(start: Checkpoint, corpus: Corpus) -> None:
                 told = f"speaker {index} is {name!r}, and {other!r} in {start.path}"
                 break
         raise InputError(f"{corpus.path}: its speakers are not the checkpoint's: {told}.")
+
+
+def same_takes(start: Checkpoint, takes: TakeWindows | None) -> None:
+    """InputError unless they are the takes that the checkpoint was trained on, or neither is."""
+    before = start.header.get("takes")
+    if before == (None if takes is None else takes.digest):
+        return
+    if takes is None:
+        raise InputError(
+            f"data.takes: {start.path} was trained on takes, and none are given; resume with those "
+            f"({start.config.data.takes}), or choose another --run."
+        )
+    what = "without takes" if before is None else "on other takes (their digest differs)"
+    raise InputError(
+        f"{takes.takes.path}: {start.path} was trained {what}, and data.takes may not change when "
+        "a run is resumed; choose another --run."
+    )
 
 
 def go_back(folder: Path, start: Checkpoint) -> Path | None:

@@ -15,6 +15,7 @@ import torch
 
 from vconv.config import Config, dump_yaml, load_config
 from vconv.errors import InputError
+from vconv.geometry import Geometry
 
 from . import checkpoint as checkpoints
 from . import process
@@ -23,9 +24,11 @@ from .inherit import Source, find_source, inherit
 from .launch import microbatches
 from .naming import run_name
 from .prepare import prepare
-from .resume import go_back, refuse_changes, resume_point, run_folder, same_corpus
+from .resume import go_back, refuse_changes, resume_point, run_folder, same_corpus, same_takes
 from .running import Running, retain, say
 from .state import TrainState, build_state
+from .take_file import read_takes
+from .take_windows import TakeWindows
 from .world import expected_rank, expected_size, join
 
 RUNS = Path("runs")
@@ -75,6 +78,7 @@ class _Start:
     checkpoint: checkpoints.Checkpoint | None = None
     source: Source | None = None
     corpus: Corpus | None = None
+    takes: TakeWindows | None = None
     goes_back: bool = False  # to a checkpoint that was named, hence perhaps not the newest
 
 
@@ -93,10 +97,12 @@ def _begin(config: Config, folder: Path, resume: str) -> _Start:
         source = find_source(config.train.init_from)
     process.device(config.train.device)
     corpus = _corpus(config, folder)
+    takes = _takes(config, corpus)
     if start is not None:
         same_corpus(start, corpus)
+        same_takes(start, takes)
     goes_back = resume not in ("auto", "never")
-    return _Start(config, folder, start, source, corpus, goes_back)
+    return _Start(config, folder, start, source, corpus, takes, goes_back)
 
 
 def _train(begun: _Start) -> int:
@@ -112,6 +118,7 @@ def _train(begun: _Start) -> int:
     with join(device, exact=begun.config.train.elastic_exact) as world:
         config, path = world.tell((begun.config, begun.corpus and begun.corpus.path))
         corpus = begun.corpus or Corpus.open(path)
+        takes = begun.takes or _takes(config, corpus)
         state = build_state(config, corpus, device)
         if world.chief:
             _fill(state, begun, corpus, process.environment(device, world.size))
@@ -119,7 +126,7 @@ def _train(begun: _Start) -> int:
         state.share(world)
         if config.train.compile:
             state.compile()
-        run = Running(config, begun.folder, corpus, state, device, world)
+        run = Running(config, begun.folder, corpus, state, device, world, takes)
         if begun.checkpoint is not None:
             run.go_on(begun.checkpoint.header)
         return run.train(pool)
@@ -140,6 +147,12 @@ def _fill(state: TrainState, begun: _Start, corpus: Corpus, environment: Mapping
             say(f"note: {differs}: the last bits may not be those of an uninterrupted run")
         return
     say(f"starting {begun.folder}: {_count(state):,} parameters, {len(corpus.speakers)} speakers")
+    if begun.takes is not None:
+        windows = begun.takes
+        say(
+            f"{windows.share:.0%} of the windows are takes: {windows.used:,} of the "
+            f"{len(windows.takes.ends):,} in {windows.takes.path} are long enough"
+        )
     if begun.source is not None:
         _inherit(state, begun.source, begun.config, corpus, begun.folder)
 
@@ -172,6 +185,21 @@ def _corpus(config: Config, folder: Path) -> Corpus:
         say(f"preparing {path} as {prepared}")
         prepare(path, prepared)
     return Corpus.open(prepared)
+
+
+def _takes(config: Config, corpus: Corpus) -> TakeWindows | None:
+    data, audio = config.data, config.model.audio
+    if data.takes is None:
+        return None
+    return TakeWindows(
+        corpus,
+        read_takes(Path(data.takes), corpus, audio),
+        audio,
+        window=data.window,
+        receptive_field=Geometry.of(**config.model.geometry).receptive_field,
+        seed=config.train.seed,
+        share=data.takes_share,
+    )
 
 
 def _smoke(config: Config) -> Config:

@@ -27,6 +27,7 @@ from .meter import Meter
 from .metrics import Diary
 from .samples import take_samples
 from .state import TrainState, refresh_norms
+from .take_windows import TakeWindows
 from .world import World
 
 _console = Console(stderr=True, highlight=False)
@@ -43,10 +44,12 @@ class Running:
         state: TrainState,
         device: torch.device,
         world: World,
+        takes: TakeWindows | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.corpus = corpus
+        self.takes = takes
         self.state = state
         self.device = device
         self.world = world
@@ -65,6 +68,7 @@ class Running:
             noise=Noise.of(config),
             buffer_mb=config.data.buffer_mb,
             buffer_fraction=config.data.buffer_fraction,
+            takes=takes,
         )
         self.meter = Meter()
         self.validation: dict[str, float] = {}
@@ -185,6 +189,7 @@ class Running:
                     "hours": _hours(self.corpus),
                     "utterances": len(self.corpus.utterances),
                 },
+                "takes": None if self.takes is None else self.takes.digest,
                 "environment": process.environment(self.device, self.world.size),
             },
         )

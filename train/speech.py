@@ -27,7 +27,7 @@ def heldout_speech(checkpoint: Path) -> tuple[list[Batch], int] | str:
     """
     found = Checkpoint.open(checkpoint)
     config = found.config
-    corpus = _corpus_of(checkpoint, found)
+    corpus = corpus_of(checkpoint, found)
     if isinstance(corpus, str):
         return corpus
     excerpts = Excerpts(
@@ -48,7 +48,7 @@ def heldout_level(checkpoint: Path) -> float | None:
     """How loud the held-out speech is, in dBFS (see ``input_level``); None for a model without an
     encoder, and where ``heldout_speech`` finds none."""
     found = Checkpoint.open(checkpoint)
-    corpus = _corpus_of(checkpoint, found)
+    corpus = corpus_of(checkpoint, found)
     if found.config.model.inverter or isinstance(corpus, str):
         return None
     lengths = corpus.utterances.length
@@ -59,8 +59,8 @@ def heldout_level(checkpoint: Path) -> float | None:
     return None if level is None else round(level, 2)
 
 
-def _corpus_of(checkpoint: Path, found: Checkpoint) -> Corpus | str:
-    """The very corpus, or why it cannot be had."""
+def corpus_of(checkpoint: Path, found: Checkpoint) -> Corpus | str:
+    """The very corpus that the checkpoint was trained on, or why it cannot be had."""
     config = found.config
     own = checkpoint.resolve().parents[1] / "corpus"
     places = [place for place in (Path(config.data.corpus), own) if (place / HEADER).exists()]

@@ -20,7 +20,7 @@ from .cli_convert import convert, decode, encode
 from .cli_demo import demo
 from .cli_evaluate import evaluate
 from .cli_shared import JsonOption, ModelOption, interruption, report_error
-from .cli_training import export, plot, prepare, train
+from .cli_training import export, plot, prepare, takes, train
 from .errors import ModelError
 from .messages import emit, log_on_stderr, say
 
@@ -146,7 +146,7 @@ def doctor(model: ModelOption = "demo", as_json: JsonOption = False) -> int:
 
 for _speaking in (convert, encode, decode):
     app.command(no_args_is_help=False)(_speaking)
-for _verb in (prepare, train, plot, evaluate, export, demo):
+for _verb in (prepare, train, takes, plot, evaluate, export, demo):
     app.command()(_verb)
 
 

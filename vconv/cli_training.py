@@ -1,4 +1,5 @@
-"""The commands that make models, mounted by ``cli``: ``prepare``, ``train``, ``plot``, ``export``.
+"""The commands that make models, mounted by ``cli``: ``prepare``, ``train``, ``takes``, ``plot``,
+``export``.
 
 What they need beyond converting is imported when they run; where it is missing they say so.
 """
@@ -124,6 +125,52 @@ def train(
         return train_command(
             config, run=run, overrides=overrides, resume=resume, smoke_test=smoke_test
         )
+
+
+def takes(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file of takes.")],
+    utterances: Annotated[int, typer.Option(help="Recordings of each speaker.")] = 24,
+    candidates: Annotated[int, typer.Option(help="Continuations to choose from, at most 64.")] = 6,
+    seconds: Annotated[float, typer.Option(help="Of each recording, at most 60.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    corpus: Annotated[
+        Path | None, typer.Option(help="The run's corpus, where it has been moved.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file there.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Let a model speak training recordings, to be trained on what it said best."""
+    _require("train", "torch", "torchaudio")
+    with _extra("train"):
+        from vconv.train.takes import make_takes
+    from .reading import printable
+
+    with _enough_memory("--seconds, --candidates", "make them smaller."):
+        report = make_takes(
+            run,
+            output,
+            utterances=utterances,
+            candidates=candidates,
+            seconds=seconds,
+            seed=seed,
+            corpus=corpus,
+            overwrite=overwrite,
+        )
+    for sentence in report.skipped:
+        say(f"skipped: {printable(sentence)}")
+    if as_json:
+        from dataclasses import asdict
+
+        emit(json.dumps(asdict(report)))
+        return 0
+    say(
+        f"{printable(output)}: {report.takes:,} takes of {report.speakers:,} speakers, "
+        f"{report.seconds / 60:.1f} min, by {printable(report.checkpoint)} ({report.engine}); "
+        f"of {report.candidates} candidates and the kept: log-mel {report.mel[0]:.3f} and "
+        f"{report.mel[1]:.3f}, voice {report.voice[0]:.3f} and {report.voice[1]:.3f} off"
+    )
+    return 0
 
 
 def plot(
@@ -268,7 +315,10 @@ def _extra(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _enough_memory() -> Iterator[None]:
+def _enough_memory(
+    what: str = "train.batch, data.window, model",
+    remedy: str = "make train.decode_batch, train.batch or data.window smaller, or the model.",
+) -> Iterator[None]:
     """Around training: memory that is not there becomes one sentence, saying what takes less."""
     try:
         yield
@@ -282,7 +332,4 @@ def _enough_memory() -> Iterator[None]:
         )
         if not isinstance(error, MemoryError) and not any(each in str(error) for each in lacking):
             raise
-        raise SetupError(
-            "train.batch, data.window, model: there is not enough memory for them; make "
-            "train.decode_batch, train.batch or data.window smaller, or the model."
-        ) from error
+        raise SetupError(f"{what}: there is not enough memory for them; {remedy}") from error

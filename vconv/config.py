@@ -233,6 +233,8 @@ class DataConfig(Section):
 
     ``dither_db``: RMS, re full scale, of white noise on the decoder's signal. Digital silence is
     a state that a WaveNet hardly leaves: after nothing but zeros it has only ever seen zeros.
+    ``takes``: a file of ``vconv takes``, what a model said when it spoke recordings of this corpus
+    itself; a ``takes_share`` of the windows is decoded from them (not dithered).
     ``workers``: processes that make batches ahead; 0 makes them in the training process.
     """
 
@@ -241,6 +243,8 @@ class DataConfig(Section):
     buffer_mb: Annotated[float, Field(gt=0)] | None = None
     buffer_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     dither_db: Annotated[float, Field(lt=0)] | None = None
+    takes: Annotated[str, Field(min_length=1)] | None = None
+    takes_share: Annotated[float, Field(gt=0, le=1)] = 0.6
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     augment: AugmentConfig = AugmentConfig()
 
@@ -351,6 +355,7 @@ RESUMABLE = frozenset(
         "name",
         "data.corpus",
         "data.dither_db",
+        "data.takes",  # a moved file: its digest must be the same
         "data.workers",
         "train.elastic_exact",
         "train.compile",

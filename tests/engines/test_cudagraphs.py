@@ -130,7 +130,7 @@ def test_it_is_for_cuda_and_says_so() -> None:
     options = {**OPTIONS, "hop": 20}
     with pytest.raises(UsageError, match="cudagraphs engine runs on CUDA only; use --device cuda"):
         create_engine("cudagraphs", weights(20), **options)
-    with pytest.raises(UsageError, match="bf16 is a precision of the native engine"):
+    with pytest.raises(UsageError, match="bf16 is a precision of the native and triton engines"):
         create_engine("cudagraphs", weights(20), **options, device="cuda", precision="bf16")
     with pytest.raises(SetupError, match="cuda:99 was asked for"):
         create_engine("cudagraphs", weights(20), **options, device="cuda:99")
