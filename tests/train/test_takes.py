@@ -21,11 +21,12 @@ from tiny_model import MEMBERS, varied
 from tiny_training import parts, tiny_config
 from vconv.audio import MuLaw, decoder_codes, decoder_samples
 from vconv.config import Config, dump_yaml
+from vconv.engines import create_engine
 from vconv.errors import InputError, ModelError, UsageError
 from vconv.nn.features import LogMel
 from vconv.stream import uniforms
 from vconv.train import takes as making
-from vconv.train.batches import Batch, TrainingBatches
+from vconv.train.batches import Batch, Excerpts, Noise, TrainingBatches
 from vconv.train.corpus import Corpus
 from vconv.train.run import train_command
 from vconv.train.take_choice import BEFORE, STEP, Judge, periodicity
@@ -217,6 +218,45 @@ def test_with_a_single_candidate_a_take_is_what_the_sampler_says_in_one_piece(me
     np.testing.assert_array_equal(take.codes, codes[0])
     wav = corpus.excerpt(utterance, corpus.pad_samples, 3 * STEP)
     np.testing.assert_array_equal(job.recording, wav)
+
+
+@pytest.mark.parametrize("member", ["vq", "pitch", "paper", "inverter"])
+def test_a_take_is_spoken_to_the_conditioning_that_its_training_window_has(member, here):
+    """The logits of its codes by the sampler, all along, and by teacher forcing of the window."""
+    net, model = network(member, speakers=3), varied(MODEL, MEMBERS[member])
+    corpus, decoder, geometry = Corpus.open("corpus"), model.decoder, net.geometry
+    engine = create_engine(
+        "auto",
+        {name: t.numpy() for name, t in net.decoder.wavenet.state_dict().items()},
+        blocks=decoder.blocks,
+        layers=decoder.layers,
+        kernel_size=decoder.kernel_size,
+        hop=geometry.conditioning_hop,
+    )
+    excerpts = Excerpts(corpus, model.audio, geometry, 640)
+    (utterance,) = choose(corpus, 1)[:1]
+    first, field = 960, geometry.receptive_field
+    said = np.random.default_rng(0).integers(0, 256, (1, 5 * STEP)).astype(np.uint8)
+    job = making._prepare(net, corpus, utterance, 5 * STEP)
+    silence = np.full((1, geometry.lead_samples), 128, np.uint8)
+    logits, _ = engine.score(
+        job.conditioning[None], np.concatenate([silence, said], axis=1), engine.initial_state(1)
+    )
+    where = [(utterance, corpus.pad_samples + first)]
+    spoken = {0: said[0, first - field : first + 640]}
+    batch = excerpts.cut(where, [0], Noise(), spoken)
+    with torch.no_grad():
+        units = [net.encode(batch.wav).z, net.prosody(batch.wav, batch.speakers)]
+        found = net.decode(
+            torch.cat(units, dim=1),
+            net.speaker_vectors(batch.speakers),
+            batch.codes[:, :-1],
+            net.decoder.wavenet.no_context(1),
+            steps=excerpts.steps,
+            wanted=640,
+        )
+    begin = geometry.lead_samples + first
+    np.testing.assert_allclose(logits[:, begin : begin + 640], found.numpy(), atol=2e-4)
 
 
 def test_the_figures_say_that_what_was_kept_is_nearer_than_what_was_not(here):
