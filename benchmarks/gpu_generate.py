@@ -28,8 +28,8 @@ same run (benchmarks/l2_probe.py; without Triton the share is left out):
     p programs that stay on a multiprocessor each, of M:                   W * max(p, M) / R
 
 since a multiprocessor has an M-th of R, and more programs than M share it. The share is the floor
-over the time that a sample takes. An engine of the second kind says how many programs it uses for
-so many lanes (a method `programs`); without it the share is left out.
+over the time that a sample takes. An engine of the second kind has a method `programs` that says how
+many it uses for so many lanes.
 
 The run ends after --seconds (450) at the latest: rows come in the order of their importance, and
 what does not fit is said to be not measured. --smoke is a run of the script itself, with tiny
@@ -61,6 +61,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 ROOT = Path(__file__).parents[1]
 # torch sees the GPU; only products on the CPU are held to a thread, by sampler.py.
@@ -269,8 +270,6 @@ class Run:
     def cell(
         self, network: Network, engine: Engine, plain: Cell, slowest: dict[int, float]
     ) -> Cell:
-        import torch
-
         lanes, block, total = plain.lanes, network.block, self.scale.cell_seconds
         assert lanes is not None
 
@@ -336,14 +335,10 @@ class Run:
         """Seconds a sample; see above."""
         if self.l2_rate is None:
             return None
-        import torch
-
         seconds = BYTES[engine.precision] * network.decoder.multiply_adds / self.l2_rate
-        if engine.name != "triton":
-            return seconds
         programs = getattr(engine, "programs", None)
         if programs is None:
-            return None
+            return seconds
         processors = torch.cuda.get_device_properties(self.device).multi_processor_count
         return seconds * max(int(programs(lanes)), processors)
 
@@ -450,8 +445,6 @@ def beside_the_processor(
 
 
 def machine(device: str, run: Run) -> dict[str, Any]:
-    import torch
-
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "python": platform.python_version(),
@@ -520,6 +513,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="the same figures, into this file")
     parser.add_argument("--smoke", action="store_true", help="try the script, measure nothing")
     options = parser.parse_args()
+    if options.device != "cpu" and not torch.cuda.is_available():
+        sys.exit(f"--device {options.device}: torch finds no CUDA device.")
     scale = TINY if options.smoke else FULL
     run = Run(options.device, scale, Deadline(options.seconds))
     shapes = {

@@ -19,6 +19,7 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -30,6 +31,7 @@ import soundfile
 import torch
 
 from vconv.config import Config, load_config
+from vconv.errors import VconvError
 from vconv.train import process
 from vconv.train.batches import Excerpts, Noise, TrainingBatches
 from vconv.train.corpus import Corpus
@@ -86,7 +88,10 @@ def rows() -> list[Row]:
 def main() -> None:
     options = _parser().parse_args()
     began = time.monotonic()
-    device = process.device(options.device)
+    try:
+        device = process.device(options.device)
+    except VconvError as error:
+        sys.exit(str(error))
     process.full_precision(device)
     planned = [Row("tiny", variant, 4) for variant in VARIANTS] if options.smoke else rows()
     wanted = None if options.rows is None else {int(number) for number in options.rows.split(",")}

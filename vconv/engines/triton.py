@@ -136,6 +136,10 @@ class TritonEngine:
         through = sizes["C"] + sizes["LAYERS"] * sizes["G"] if self._launch.wide else 0
         self._scratch = 2 * sizes["S"] + through
 
+    def programs(self, lanes: int) -> int:
+        """How many programs draw for so many lanes; each reads all weights for every sample."""
+        return -(-lanes // self._launch.lanes)
+
     def initial_state(self, lanes: int) -> LaneState:
         """The state after silence: previous code levels // 2, contexts zero."""
         return LaneState(
@@ -190,7 +194,7 @@ class TritonEngine:
         assert lanes == len(before.code), (lanes, len(before.code))
         steps = conditioning_steps(samples, self.hop)
         assert conditioning.shape == (lanes, steps, self._width), conditioning.shape
-        programs = -(-lanes // self._launch.lanes)
+        programs = self.programs(lanes)
         rows = programs * self._launch.lanes
         with torch.inference_mode(), self._on_device():
             after = LaneState(*(part.clone() for part in before))
