@@ -28,7 +28,7 @@ same run (benchmarks/l2_probe.py; without Triton the share is left out):
     p programs that stay on a multiprocessor each, of M:                   W * max(p, M) / R
 
 since a multiprocessor has an M-th of R, and more programs than M share it. The share is the floor
-over the time that a sample takes. An engine of the second kind has a method `programs` that says how
+over the time that a sample takes. An engine of the second kind has a method `programs`: how
 many it uses for so many lanes.
 
 The run ends after --seconds (450) at the latest: rows come in the order of their importance, and
