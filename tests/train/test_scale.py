@@ -326,13 +326,15 @@ def gone(pids: list[int], *, seconds: float) -> bool:
 
 
 PROBE = """
-import json, sys, torch
+import json, os, sys, torch
 from vconv.errors import SetupError
 from vconv.train.world import join
-from vconv.train.step import train_step
 
 found = {}
 for exact in (False, True):
+    # A place of its own for each meeting: one process may come to the second while the other still
+    # leaves the first, and would wait for it there.
+    os.environ["MASTER_PORT"] = sys.argv[1 + exact]
     with join(torch.device("cpu"), exact=exact) as world:
         torch.manual_seed(0)
         rows = torch.randn(4, 1000)
@@ -359,11 +361,11 @@ def test_what_the_processes_exchange(tmp_path, monkeypatch):
 
     probe = Path(tmp_path, "probe.py")
     probe.write_text(PROBE)
-    port = launch._free_port()
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ports = [str(launch._free_port()) for _ in range(2)]
+    place = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
     both = [
         subprocess.Popen(
-            [sys.executable, str(probe)],
+            [sys.executable, str(probe), *ports],
             env=os.environ | place | {"RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
             text=True,
