@@ -227,7 +227,8 @@ def test_a_folder_on_a_gpu(
     more = ("-r", "--device", "cuda", "--engine", engine)
     for jobs in (1, "auto"):
         done = convert(source, "-o", tmp_path / f"{jobs}", "-j", jobs, *more)
-        if done.code == 5:
+        # Any other refusal is a fault: nodes on the CPU, say, end with 5 as well.
+        if "could not load its CUDA" in done.err or "is for CPUs only" in done.err:
             pytest.skip(done.err)
         assert done.code == 0
     assert max(len(codes) for *_, codes in heard[1].drawn) > 1
